@@ -1,0 +1,63 @@
+# `make` lists what there is. A stamp in .venv marks each level of installation: a second call installs nothing,
+# a change of pyproject.toml, setup.py, constraints.txt or csrc/ installs again.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALL := $(PIP) install --no-build-isolation -c constraints.txt
+PACKAGE := pyproject.toml setup.py constraints.txt $(wildcard csrc/*.cpp csrc/*/*.*)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint types check checkpoint quality wheel clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1	/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
+
+demo: .venv/.run  ## install what sampling needs and draw samples.png
+	$(BIN)/fastdiff sample --out samples.png
+
+check: lint types test  ## lint, types and test
+
+lint: .venv/.dev  ## ruff: rules and format
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: .venv/.dev  ## mypy
+	$(BIN)/mypy
+
+test: .venv/.dev  ## pytest
+	$(BIN)/pytest
+
+checkpoint: .venv/.dev  ## train the shipped checkpoint again
+	$(BIN)/fastdiff train --data digits --out runs/digits
+	$(BIN)/fastdiff export runs/digits fastdiff/checkpoints/digits
+
+quality: .venv/.dev  ## measure sample quality
+	$(BIN)/python -m bench.quality
+
+wheel: .venv/.dev  ## source distribution and wheel into dist/
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+
+clean:  ## remove what was built; .venv and runs/ stay
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks
+	find fastdiff kernels tests bench -name __pycache__ -prune -exec rm -rf {} +
+	rm -f fastdiff/*.so
+
+.venv/bin/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "fastdiff needs Python 3.10 or newer and '$(PYTHON)' is not: name one with make PYTHON=python3.12"; exit 1; } >&2
+	@$(PYTHON) -m venv .venv || \
+		{ echo "'$(PYTHON) -m venv .venv' failed: install the venv module (python3-venv on Debian and Ubuntu)"; exit 1; } >&2
+
+.venv/.tools: .venv/bin/pip constraints.txt
+	$(INSTALL) setuptools ninja numpy torch
+	@touch $@
+
+.venv/.run: .venv/.tools $(PACKAGE)
+	$(INSTALL) -e .
+	@touch $@
+
+.venv/.dev: .venv/.tools $(PACKAGE)
+	$(INSTALL) -e '.[dev]'
+	@touch $@ .venv/.run

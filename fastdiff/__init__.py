@@ -1,0 +1,41 @@
+"""fastdiff: a diffusion sampler whose samplers are tables and whose step is one kernel."""
+
+from importlib.metadata import version as _version
+
+from fastdiff import models, noise, samplers, schedules
+from fastdiff.checkpoint import Checkpoint, load
+from fastdiff.errors import (
+    BackendError,
+    CheckpointError,
+    FastdiffError,
+    InputError,
+    MissingDependencyError,
+    NonFiniteError,
+)
+from fastdiff.forward import q_sample
+from fastdiff.plan import Plan
+from fastdiff.sample import sample
+from fastdiff.schedules import Schedule
+from fastdiff.system import info
+
+__version__ = _version("fastdiff-sampler")
+
+__all__ = [
+    "BackendError",
+    "Checkpoint",
+    "CheckpointError",
+    "FastdiffError",
+    "InputError",
+    "MissingDependencyError",
+    "NonFiniteError",
+    "Plan",
+    "Schedule",
+    "info",
+    "load",
+    "models",
+    "noise",
+    "q_sample",
+    "sample",
+    "samplers",
+    "schedules",
+]

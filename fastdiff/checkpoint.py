@@ -1,0 +1,183 @@
+"""Checkpoints: a folder with `config.json` and `model.safetensors`. Nothing in it is ever unpickled."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from fastdiff import models, samplers, schedules
+from fastdiff.errors import CheckpointError, InputError
+from fastdiff.files import new_folder
+from fastdiff.plan import Plan
+from fastdiff.schedules import Schedule
+
+FORMAT = "fastdiff-checkpoint-1"
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+STEP_FOLDER = "step-{:08d}"
+
+# Checkpoints that ship with the package, by name.
+SHIPPED = Path(__file__).parent / "checkpoints"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A trained network with what sampling needs to know of it.
+
+    Attributes:
+        model: the network, in evaluation mode.
+        schedule: the noise levels it was trained on.
+        prediction: what it predicts.
+        shape: shape of one sample, without the batch.
+        classes: names of the classes; empty for an unconditional network.
+        clip: bound on |x0| that fits the data; None for data without one.
+        data: name of the training data.
+    """
+
+    model: models.Model
+    schedule: Schedule
+    prediction: str
+    shape: tuple[int, ...]
+    classes: tuple[str, ...]
+    clip: float | None
+    data: str
+
+    def plan(self, sampler: str = "ddim", **options: Any) -> Plan:
+        """Build a plan for this network; `prediction` and `clip` default to the network's own.
+
+        Raises:
+            InputError: the sampler or an option is unknown or out of range.
+        """
+        return samplers.make(sampler, self.schedule, **{"prediction": self.prediction, "clip": self.clip, **options})
+
+
+def config_of(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return what `config.json` says of a checkpoint, JSON-ready."""
+    return {
+        "format": FORMAT,
+        "model": models.describe(checkpoint.model),
+        "schedule": dict(checkpoint.schedule.config),
+        "prediction": checkpoint.prediction,
+        "shape": list(checkpoint.shape),
+        "classes": list(checkpoint.classes),
+        "clip": checkpoint.clip,
+        "data": checkpoint.data,
+    }
+
+
+def save(
+    path: str | Path,
+    checkpoint: Checkpoint,
+    training: Mapping[str, Any] | None = None,
+    tensors: Mapping[str, Mapping[str, Tensor]] | None = None,
+) -> None:
+    """Write a checkpoint folder whole or not at all.
+
+    Args:
+        path: the folder; one of that name is replaced.
+        checkpoint: what to save.
+        training: JSON-ready data kept beside it in config.json.
+        tensors: further files of tensors, by file name.
+
+    Raises:
+        CheckpointError: it could not be written; what was there before is untouched.
+    """
+    config = {**config_of(checkpoint), **({"training": dict(training)} if training else {})}
+    files = {WEIGHTS: checkpoint.model.state_dict(), **(tensors or {})}
+    try:
+        with new_folder(Path(path)) as folder:
+            for name, content in files.items():
+                save_file({key: value.detach().cpu().contiguous() for key, value in content.items()}, folder / name)
+            (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n")
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"could not write checkpoint {path}: {error}; earlier checkpoints are untouched") from None
+
+
+def load(path: str | Path = "digits", device: torch.device | str = "cpu") -> Checkpoint:
+    """Load a checkpoint: a folder that `save` wrote, a run's folder (its newest checkpoint), or a shipped one's name.
+
+    Raises:
+        CheckpointError: there is none, or it is truncated, foreign or of another version.
+    """
+    folder = find(path)
+    config = read_config(folder)
+    weights = read_tensors(folder / WEIGHTS)
+    try:
+        model = models.build(config["model"])
+        model.load_state_dict(weights)
+        checkpoint = Checkpoint(
+            model=model.to(device).eval(),
+            schedule=schedules.from_config(config["schedule"]),
+            prediction=config["prediction"],
+            shape=tuple(config["shape"]),
+            classes=tuple(config["classes"]),
+            clip=config["clip"],
+            data=config["data"],
+        )
+    except KeyError as error:
+        raise CheckpointError(f"{folder / CONFIG} has no entry {error}: it is incomplete or of another version") from None
+    except (InputError, TypeError) as error:
+        raise CheckpointError(f"{folder / CONFIG} does not describe a network: {error}") from None
+    except RuntimeError:
+        raise CheckpointError(f"{folder / WEIGHTS} does not hold the weights that its {CONFIG} describes") from None
+    return checkpoint
+
+
+def find(path: str | Path) -> Path:
+    """Return the checkpoint folder that `path` means. Raises CheckpointError if there is none."""
+    folder = Path(path)
+    if (folder / CONFIG).is_file():
+        return folder
+    newest = newest_step(folder)
+    if newest is not None:
+        return newest
+    if not folder.exists() and str(path) in shipped():
+        return shipped()[str(path)]
+    if folder.is_dir():
+        raise CheckpointError(f"{path} holds no checkpoint: there is no {CONFIG} in it and no finished step of a run")
+    raise CheckpointError(f"no checkpoint {str(path)!r}: give a folder, or one that ships: {', '.join(shipped()) or 'none'}")
+
+
+def shipped() -> dict[str, Path]:
+    """Return the checkpoints that ship with the package, by name."""
+    return {config.parent.name: config.parent for config in sorted(SHIPPED.glob(f"*/{CONFIG}"))}
+
+
+def newest_step(run: Path) -> Path | None:
+    """Return a run's newest finished checkpoint folder, or None."""
+    finished = sorted(config.parent for config in run.glob(f"step-*/{CONFIG}"))
+    return finished[-1] if finished else None
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read and check a checkpoint's config. Raises CheckpointError if it is not one."""
+    try:
+        config = json.loads((folder / CONFIG).read_text())
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{folder / CONFIG} cannot be read: {error}") from None
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        raise CheckpointError(f"{folder / CONFIG} is no fastdiff checkpoint (its format is not {FORMAT!r})")
+    return config
+
+
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """Read a safetensors file. Raises CheckpointError if it is missing, truncated or of another kind."""
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{file} cannot be read, it is missing, truncated or no safetensors file: {error}") from None
+
+
+def remove(folder: Path) -> None:
+    """Delete a checkpoint folder; it stops being found before its content goes."""
+    (folder / CONFIG).unlink()
+    shutil.rmtree(folder)

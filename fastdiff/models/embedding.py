@@ -1,0 +1,45 @@
+"""Embeddings of time and class that every network here shares."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from fastdiff.errors import InputError
+
+MAX_PERIOD = 10_000.0
+
+
+def sinusoidal(t: Tensor, width: int) -> Tensor:
+    """Sines and cosines of t [B] at `width // 2` frequencies from 1 to 1/10000, float32 [B, width] (Vaswani et al. 2017)."""
+    half = width // 2
+    frequency = torch.exp(torch.arange(half, device=t.device) * (-math.log(MAX_PERIOD) / half))
+    angle = t.float()[:, None] * frequency
+    return torch.cat([angle.cos(), angle.sin()], dim=1)
+
+
+class Conditioning(nn.Module):
+    """Time and, if `classes` > 0, class as one vector [B, width * 4]; class number `classes` is the null token."""
+
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__()
+        if width < 2 or width % 2:
+            raise InputError(f"width must be even and at least 2, got {width}")
+        self.width, self.classes = width, classes
+        self.time = nn.Sequential(nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, 4 * width))
+        self.label = nn.Embedding(classes + 1, 4 * width) if classes else None
+
+    def forward(self, t: Tensor, y: Tensor | None) -> Tensor:
+        """Embed t [B] and y (int64 [B]; None is the null token for all)."""
+        embedded: Tensor = self.time(sinusoidal(t, self.width).to(self.time[0].weight.dtype))
+        if self.label is None:
+            if y is not None:
+                raise InputError("this network has no classes: leave y out")
+            return embedded
+        return embedded + self.label(torch.full_like(t, self.classes, dtype=torch.int64) if y is None else y)
+
+    def null(self, y: Tensor) -> Tensor:
+        """Return the null token for every element of y."""
+        return torch.full_like(y, self.classes)

@@ -1,0 +1,63 @@
+"""A small residual network for points, such as the 2-D toys."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastdiff.errors import InputError
+from fastdiff.models.embedding import Conditioning
+
+
+@dataclass(frozen=True)
+class MLPConfig:
+    """Sizes of an `MLP`: dimensions of a point, hidden width (even), residual layers, number of classes (0: none)."""
+
+    dimensions: int = 2
+    width: int = 128
+    layers: int = 4
+    classes: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.dimensions, self.width, self.layers) < 1 or self.classes < 0:
+            raise InputError(f"MLP sizes must be positive, got {self}")
+
+
+class MLP(nn.Module):
+    """`model(x, t, y=None) -> out`: x [B, dimensions], t [B], y int64 [B] in 0..classes (last is null).
+
+    Parameters are drawn from `seed` alone.
+    """
+
+    def __init__(self, config: MLPConfig, seed: int = 0) -> None:
+        super().__init__()
+        self.config = config
+        width = config.width
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.conditioning = Conditioning(width, config.classes)
+            self.input = nn.Linear(config.dimensions, width)
+            self.shifts = nn.ModuleList(nn.Linear(4 * width, width) for _ in range(config.layers))
+            self.layers = nn.ModuleList(
+                nn.Sequential(nn.LayerNorm(width), nn.SiLU(), nn.Linear(width, width)) for _ in range(config.layers)
+            )
+            self.output = nn.Sequential(nn.LayerNorm(width), nn.SiLU(), nn.Linear(width, config.dimensions))
+            nn.init.zeros_(self.output[-1].weight)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        if x.ndim != 2 or x.shape[1] != self.config.dimensions:
+            raise InputError(f"x must be [B, {self.config.dimensions}], got {tuple(x.shape)}")
+        embedding = nn.functional.silu(self.conditioning(t, y))
+        h = self.input(x)
+        for shift, layer in zip(self.shifts, self.layers, strict=True):
+            h = h + layer(h + shift(embedding))
+        out: Tensor = self.output(h)
+        return out
+
+    def unconditional(self, cond: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the condition with every label replaced by the null token."""
+        return {**cond, "y": self.conditioning.null(cond["y"])}

@@ -1,0 +1,91 @@
+"""Noise as a pure function of (seed, sample, stream, draw, element): the same bits on every backend and batch split."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fastdiff.errors import InputError, lookup
+from fastdiff.ops import dispatch
+from fastdiff.ops.philox import STREAMS
+
+MAX_SEED = 2**64 - 1
+MAX_SAMPLE = 2**56 - 1
+MAX_DRAW = 2**32 - 1
+
+
+def normal(
+    shape: Sequence[int],
+    seed: int | Sequence[int] | Tensor = 0,
+    index: int | Sequence[int] | Tensor | None = None,
+    step: int | Sequence[int] | Tensor = 0,
+    stream: str = "init",
+    device: torch.device | str | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Standard normals, float32 of `shape`, by Philox4x32-10 and an exact Box-Muller (docs/noise.md).
+
+    Args:
+        shape: (B, ...), batch first. Element e of a sample is its offset in C order.
+        seed: 0..2^64-1, one for all samples or one each; a tensor holds the bits as int64.
+        index: global sample index, 0..2^56-1, one per sample; None is 0..B-1. A single number is for B = 1.
+        step: the draw within the stream (the row of a plan, the step of a training), 0..2^32-1, for all or each.
+        stream: "init", "step", "q_sample", "train" or "extra"; streams never share noise.
+        device: where to draw; None is the CPU.
+        backend: "auto" or a backend's name.
+
+    Raises:
+        InputError: a number is out of range, there is not one per sample, or the stream is unknown.
+        BackendError: the backend is not available.
+    """
+    if len(shape) < 1 or min(shape) < 0:
+        raise InputError(f"shape must be (batch, ...) with no negative size, got {tuple(shape)}")
+    place = torch.device("cpu" if device is None else device)
+    z: Tensor = dispatch.backend(backend, place).normal(
+        tuple(shape),
+        seeds(seed, shape[0], place),
+        samples(index, shape[0], place),
+        draws(step, shape[0], place),
+        lookup("stream", stream, STREAMS),
+    )
+    return z
+
+
+def seeds(seed: int | Sequence[int] | Tensor, batch: int, device: torch.device) -> Tensor:
+    """Return one seed per sample, int64 [batch] holding the unsigned bits. Raises InputError as `normal` does."""
+    return _per_sample("seed", seed, batch, device, MAX_SEED)
+
+
+def samples(index: int | Sequence[int] | Tensor | None, batch: int, device: torch.device) -> Tensor:
+    """Return one global sample index per sample, int64 [batch]; None counts from 0. Raises InputError as `normal` does."""
+    if index is None:
+        return torch.arange(batch, device=device)
+    if isinstance(index, int) and batch != 1:
+        raise InputError(f"index needs one number for each of {batch} samples, or they would share their noise")
+    return _per_sample("index", index, batch, device, MAX_SAMPLE)
+
+
+def draws(step: int | Sequence[int] | Tensor, batch: int, device: torch.device) -> Tensor:
+    """Return one draw number per sample, int64 [batch]. Raises InputError as `normal` does."""
+    return _per_sample("step", step, batch, device, MAX_DRAW)
+
+
+def _per_sample(
+    name: str, value: int | Sequence[int] | Tensor, batch: int, device: torch.device, largest: int
+) -> Tensor:
+    if isinstance(value, Tensor):
+        numbers = value
+        if numbers.dtype.is_floating_point or numbers.dtype in (torch.bool, torch.complex64, torch.complex128):
+            raise InputError(f"{name} must be whole numbers, got {numbers.dtype}")
+    else:
+        listed = [value] if isinstance(value, int) else [int(number) for number in value]
+        if not all(0 <= number <= largest for number in listed):
+            raise InputError(f"{name} must be between 0 and {largest}, got {value}")
+        # int64 holds the unsigned 64 bits in two's complement.
+        numbers = torch.tensor([number - 2**64 if number >= 2**63 else number for number in listed])
+        numbers = numbers[0] if isinstance(value, int) else numbers
+    if numbers.ndim > 1 or (numbers.ndim == 1 and len(numbers) != batch):
+        raise InputError(f"{name} must be one number or one for each of {batch} samples, got shape {tuple(numbers.shape)}")
+    return numbers.to(device=device, dtype=torch.int64).expand(batch)

@@ -1,0 +1,69 @@
+"""Samples as a PNG: a grid of images, or a scatter plot of points."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from fastdiff.errors import InputError, MissingDependencyError
+from fastdiff.files import replacing
+
+SMALLEST_TILE = 32  # pixels: smaller images are enlarged to at least this
+
+
+def save(x: Tensor, path: str | Path, columns: int) -> None:
+    """Write samples as a PNG, whole or not at all.
+
+    Args:
+        x: images [B, 1 or 3, H, W] in [-1, 1], `columns` in a row; or points [B, 2].
+        path: the file.
+
+    Raises:
+        InputError: x is neither; or the path is no PNG.
+        MissingDependencyError: points need matplotlib.
+    """
+    file = Path(path)
+    if file.suffix.lower() != ".png":
+        raise InputError(f"pictures are written as PNG: {file} should end in .png")
+    with replacing(file) as temporary:
+        if x.ndim == 4 and x.shape[1] in (1, 3):
+            grid(x, columns).save(temporary, format="PNG")
+        elif x.ndim == 2 and x.shape[1] == 2:
+            _scatter(x, temporary)
+        else:
+            raise InputError(f"no picture of shape {tuple(x.shape)}: give images [B, 1 or 3, H, W] or points [B, 2]")
+
+
+def to_uint8(x: Tensor) -> Tensor:
+    """Return [-1, 1] as 0..255, rounded and clamped, uint8 of the same shape."""
+    return ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def grid(x: Tensor, columns: int) -> Image.Image:
+    """Return images [B, 1 or 3, H, W] in [-1, 1] side by side, enlarged by a whole factor if small."""
+    height, width = x.shape[2:]
+    factor = max(1, -(-SMALLEST_TILE // min(height, width)))
+    gap = max(1, height * factor // 16)
+    rows = -(-len(x) // columns)
+    tiles = to_uint8(x).repeat_interleave(factor, 2).repeat_interleave(factor, 3).cpu()
+    tall, wide = height * factor + gap, width * factor + gap
+    canvas = torch.zeros(x.shape[1], rows * tall + gap, columns * wide + gap, dtype=torch.uint8)
+    for number, tile in enumerate(tiles):
+        top, left = number // columns * tall + gap, number % columns * wide + gap
+        canvas[:, top : top + height * factor, left : left + width * factor] = tile
+    pixels = canvas.permute(1, 2, 0).squeeze(2).numpy()
+    return Image.fromarray(pixels)
+
+
+def _scatter(x: Tensor, file: Path) -> None:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise MissingDependencyError("plots of points need matplotlib: pip install matplotlib") from None
+    figure = Figure(figsize=(4, 4))
+    axes = figure.add_subplot(aspect="equal")
+    axes.scatter(*x.cpu().numpy().T, s=2)
+    figure.savefig(file, dpi=120, format="png")

@@ -1,0 +1,79 @@
+"""Which levels of a schedule a sampler visits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from fastdiff.errors import InputError, lookup
+
+Indices = npt.NDArray[np.int64]
+
+
+def _leading(T: int, steps: int) -> Indices:
+    return np.arange(steps) * (T // steps)
+
+
+def _trailing(T: int, steps: int) -> Indices:
+    return np.round(T - np.arange(steps)[::-1] * (T / steps)).astype(np.int64) - 1
+
+
+def _linspace(T: int, steps: int) -> Indices:
+    return np.linspace(0, T - 1, steps).round().astype(np.int64) if steps > 1 else np.array([T - 1])
+
+
+def _linear(T: int, steps: int) -> Indices:
+    return np.arange(1, steps + 1) * T // steps - 1
+
+
+def _quadratic(T: int, steps: int) -> Indices:
+    i = np.arange(1, steps + 1)
+    return np.maximum(i, i * i * T // steps**2) - 1
+
+
+_SPACINGS: dict[str, Callable[[int, int], Indices]] = {
+    "leading": _leading,
+    "trailing": _trailing,
+    "linspace": _linspace,
+    "linear": _linear,
+    "quadratic": _quadratic,
+}
+
+
+def names() -> tuple[str, ...]:
+    """Return the names of the known spacings."""
+    return tuple(_SPACINGS)
+
+
+def spaced(T: int, steps: int | None, spacing: str = "leading") -> Indices:
+    """Return `steps` distinct indices of a schedule of T levels, noisiest first, int64 [steps].
+
+    - leading: `i (T // steps)`, i = 0..steps-1; starts at the cleanest level (DDIM's code, diffusers).
+    - trailing: `round(T - i T / steps) - 1`; starts at the noisiest level (Lin et al. 2023, Table 2).
+    - linspace: evenly from the cleanest to the noisiest level, both included (Nichol & Dhariwal 2021).
+    - linear: `tau_i = floor(c i)`, c = T / steps, i = 1..steps (Song et al. 2020, appendix D.2).
+    - quadratic: `tau_i = floor(c i^2)`, c = T / steps^2 (same place); where that is below i, tau_i = i keeps the
+      times distinct.
+
+    `tau` counts from 1, so its index is tau - 1. steps=None visits every level.
+
+    Raises:
+        InputError: the spacing is unknown, or steps is not in 1..T.
+    """
+    steps = T if steps is None else steps
+    if not 1 <= steps <= T:
+        raise InputError(f"steps must be between 1 and the schedule's {T} levels, got {steps}")
+    return lookup("spacing", spacing, _SPACINGS)(T, steps)[::-1].astype(np.int64)
+
+
+def custom(T: int, timesteps: Sequence[int] | npt.ArrayLike) -> Indices:
+    """Check indices chosen by hand: integers in 0..T-1, falling strictly. Raises InputError if they are not."""
+    given = np.asarray(timesteps)
+    indices = given.astype(np.int64)
+    if given.ndim != 1 or given.size == 0 or (indices != given).any():
+        raise InputError("timesteps must be a non-empty list of whole numbers")
+    if indices.min() < 0 or indices.max() >= T or (np.diff(indices) >= 0).any():
+        raise InputError(f"timesteps must fall strictly within {T - 1}..0 (noisiest first)")
+    return indices

@@ -1,0 +1,297 @@
+"""Noise schedules in float64: the pair (alpha, sigma) of `x_t = alpha_t x0 + sigma_t eps`, eps ~ N(0, I).
+
+Index 0 is the cleanest level, index T - 1 the noisiest. Nothing here knows a tensor or a device.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, ParamSpec
+
+import numpy as np
+import numpy.typing as npt
+
+from fastdiff.errors import InputError, lookup
+
+Array = npt.NDArray[np.float64]
+P = ParamSpec("P")
+
+# A beta of 1 would end the chain in one step; Nichol & Dhariwal 2021, section 3.2, cap it here.
+MAX_COSINE_BETA = 0.999
+
+
+@dataclass(frozen=True, eq=False)
+class Schedule:
+    """A table of noise levels.
+
+    Attributes:
+        alpha: signal scale of each level, float64 [T], in [0, inf).
+        sigma: noise scale of each level, float64 [T], positive. alpha / sigma falls strictly with the index.
+        time: what the network is given at each level, float64 [T]; the index unless `with_time` says otherwise.
+        scale_in: factor of the state that the network is given, float64 [T]; 1 unless `with_unit_input` is called.
+        config: name and arguments that `from_config` rebuilds the schedule from; empty for one made by hand.
+
+    Raises:
+        InputError: the arrays differ in length, are empty, not finite, out of range or not ordered.
+    """
+
+    alpha: Array
+    sigma: Array
+    time: Array = None  # type: ignore[assignment]
+    scale_in: Array = None  # type: ignore[assignment]
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        levels = np.size(self.alpha)
+        defaults = {"time": np.arange(levels), "scale_in": np.ones(levels)}
+        for name in ("alpha", "sigma", "time", "scale_in"):
+            given = getattr(self, name)
+            values = np.array(defaults[name] if given is None else given, dtype=np.float64)
+            values.setflags(write=False)
+            object.__setattr__(self, name, values)
+        _check_levels(self)
+
+    def __len__(self) -> int:
+        return int(self.alpha.size)
+
+    @property
+    def snr(self) -> Array:
+        """Signal-to-noise ratio `alpha^2 / sigma^2`, float64 [T]."""
+        return (self.alpha / self.sigma) ** 2
+
+    @property
+    def lambda_(self) -> Array:
+        """Half the log SNR, `log(alpha / sigma)`, float64 [T]; -inf where alpha is 0."""
+        with np.errstate(divide="ignore"):
+            return np.log(self.alpha / self.sigma)
+
+    @property
+    def variance_preserving(self) -> bool:
+        """Whether alpha^2 + sigma^2 = 1 at every level."""
+        return bool(np.allclose(self.alpha**2 + self.sigma**2, 1.0, rtol=0.0, atol=1e-9))
+
+    def with_time(self, time: npt.ArrayLike) -> Schedule:
+        """Return the same levels with other network times, [T]; e.g. `s.with_time(s.sigma)` for a network of sigma."""
+        return replace(self, time=np.asarray(time), config={})
+
+    def with_unit_input(self) -> Schedule:
+        """Return the same levels with `scale_in = 1 / sqrt(alpha^2 + sigma^2)`: the network sees unit variance.
+
+        This is c_in of Karras et al. 2022, Table 1, for data of standard deviation 1.
+        """
+        config = {**self.config, "unit_input": True} if self.config else {}
+        return replace(self, scale_in=1 / np.hypot(self.alpha, self.sigma), config=config)
+
+    @property
+    def variance_exploding(self) -> bool:
+        """Whether alpha is 1 at every level."""
+        return bool((self.alpha == 1.0).all())
+
+    def to_variance_exploding(self) -> Schedule:
+        """Return the same process in the coordinates x / alpha (alpha = 1). Raises InputError if an alpha is 0."""
+        if self.alpha[-1] == 0:
+            raise InputError("a schedule with zero terminal SNR has no variance-exploding form: drop its last level")
+        return Schedule(np.ones_like(self.alpha), self.sigma / self.alpha, self.time)
+
+    def to_variance_preserving(self) -> Schedule:
+        """Return the same process in the coordinates x / sqrt(alpha^2 + sigma^2)."""
+        norm = np.hypot(self.alpha, self.sigma)
+        return Schedule(self.alpha / norm, self.sigma / norm, self.time)
+
+    def zero_terminal_snr(self) -> Schedule:
+        """Shift and scale alpha so that the last level is pure noise (Lin et al. 2023, Algorithm 1).
+
+        Only for variance-preserving schedules; the last alpha becomes exactly 0, which eps and score
+        predictions cannot start from (x0, v and flow can). Raises InputError otherwise.
+        """
+        if not self.variance_preserving or len(self) < 2:
+            raise InputError("zero_terminal_snr needs a variance-preserving schedule of at least 2 levels")
+        first, last = self.alpha[0], self.alpha[-1]
+        alpha = (self.alpha - last) * (first / (first - last))
+        config = {**self.config, "zero_terminal_snr": True} if self.config else {}
+        return Schedule(alpha, np.sqrt(1.0 - alpha**2), self.time, self.scale_in, config)
+
+
+def _check_levels(schedule: Schedule) -> None:
+    alpha, sigma = schedule.alpha, schedule.sigma
+    arrays = {"alpha": alpha, "sigma": sigma, "time": schedule.time, "scale_in": schedule.scale_in}
+    for name, values in arrays.items():
+        if values.ndim != 1 or values.size == 0 or values.shape != alpha.shape:
+            raise InputError(f"{name} must be a non-empty 1-D array as long as alpha, got shape {values.shape}")
+        if not np.isfinite(values).all():
+            raise InputError(f"{name} must be finite")
+    if (alpha < 0).any() or (sigma <= 0).any():
+        raise InputError("alpha must be >= 0 and sigma > 0 at every level")
+    if (np.diff(alpha / sigma) >= 0).any():
+        raise InputError("alpha / sigma must fall strictly with the index: index 0 is the cleanest level")
+
+
+# --- conversions ---------------------------------------------------------------------------------------------------
+
+
+def from_lambda(lambda_: npt.ArrayLike, system: str = "vp") -> tuple[Array, Array]:
+    """Return (alpha, sigma) with `log(alpha / sigma) = lambda_`, any shape, in the system "vp", "ve" or "flow".
+
+    vp: alpha^2 + sigma^2 = 1; ve: alpha = 1; flow: alpha + sigma = 1. lambda_ = -inf is pure noise (not in "ve").
+    """
+    value = np.asarray(lambda_, dtype=np.float64)
+    return lookup("system", system, _SYSTEMS)(value)
+
+
+def from_snr(snr: npt.ArrayLike, system: str = "vp") -> tuple[Array, Array]:
+    """Return (alpha, sigma) with `alpha^2 / sigma^2 = snr` (>= 0, any shape); systems as in `from_lambda`."""
+    value = np.asarray(snr, dtype=np.float64)
+    if (value < 0).any():
+        raise InputError("snr must be >= 0")
+    with np.errstate(divide="ignore"):
+        return from_lambda(0.5 * np.log(value), system)
+
+
+def _sigmoid(value: Array) -> Array:
+    return np.exp(-np.logaddexp(0.0, -value))
+
+
+_SYSTEMS: dict[str, Callable[[Array], tuple[Array, Array]]] = {
+    "vp": lambda lambda_: (np.sqrt(_sigmoid(2 * lambda_)), np.sqrt(_sigmoid(-2 * lambda_))),
+    "ve": lambda lambda_: (np.ones_like(lambda_), np.exp(-lambda_)),
+    "flow": lambda lambda_: (_sigmoid(lambda_), _sigmoid(-lambda_)),
+}
+
+
+# --- named schedules -----------------------------------------------------------------------------------------------
+
+_NAMED: dict[str, Callable[..., Schedule]] = {}
+
+
+def _named(build: Callable[P, Schedule]) -> Callable[P, Schedule]:
+    """Register a schedule under its function's name and record the arguments it was made from."""
+    signature = inspect.signature(build)
+
+    @functools.wraps(build)
+    def recorded(*args: P.args, **kwargs: P.kwargs) -> Schedule:
+        arguments = signature.bind(*args, **kwargs)
+        arguments.apply_defaults()
+        if arguments.arguments["T"] < 1:
+            raise InputError(f"T must be at least 1, got {arguments.arguments['T']}")
+        return replace(build(*args, **kwargs), config={"name": build.__name__, **arguments.arguments})
+
+    _NAMED[build.__name__] = recorded
+    return recorded
+
+
+def make(name: str, **arguments: Any) -> Schedule:
+    """Build a schedule by name, e.g. `make("cosine", T=1000)`. Raises InputError for unknown names or arguments."""
+    build = lookup("schedule", name, _NAMED)
+    try:
+        return build(**{"T": 1000, **arguments})
+    except TypeError as error:
+        raise InputError(f"schedule {name!r}: {error}") from None
+
+
+def names() -> tuple[str, ...]:
+    """Return the names that `make` knows."""
+    return tuple(_NAMED)
+
+
+def from_config(config: Mapping[str, Any]) -> Schedule:
+    """Rebuild a schedule from its `config`. Raises InputError if the config is empty or names what does not exist."""
+    arguments = dict(config)
+    if "name" not in arguments:
+        raise InputError("this schedule has no name: it was made by hand and cannot be rebuilt from its config")
+    zero_terminal_snr = arguments.pop("zero_terminal_snr", False)
+    unit_input = arguments.pop("unit_input", False)
+    schedule = make(**arguments)
+    schedule = schedule.zero_terminal_snr() if zero_terminal_snr else schedule
+    return schedule.with_unit_input() if unit_input else schedule
+
+
+def _from_betas(betas: Array) -> Schedule:
+    """Variance-preserving levels from one-step variances: abar_t = prod (1 - beta_s) (Ho et al. 2020, eq. 4)."""
+    # log1p and expm1 keep the digits of sigma^2 = 1 - abar where abar is near 1.
+    log_alpha_bar = np.cumsum(np.log1p(-betas))
+    return Schedule(np.exp(0.5 * log_alpha_bar), np.sqrt(-np.expm1(log_alpha_bar)))
+
+
+def _check_betas(beta_start: float, beta_end: float) -> None:
+    if not 0 < beta_start <= beta_end < 1:
+        raise InputError(f"betas need 0 < beta_start <= beta_end < 1, got {beta_start} and {beta_end}")
+
+
+def _check_sigmas(sigma_min: float, sigma_max: float) -> None:
+    if not 0 < sigma_min < sigma_max < np.inf:
+        raise InputError(f"sigmas need 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}")
+
+
+@_named
+def linear(T: int = 1000, beta_start: float = 1e-4, beta_end: float = 2e-2) -> Schedule:
+    """Beta linear in t (Ho et al. 2020, section 4)."""
+    _check_betas(beta_start, beta_end)
+    return _from_betas(np.linspace(beta_start, beta_end, T))
+
+
+@_named
+def scaled_linear(T: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012) -> Schedule:
+    """sqrt(beta) linear in t (Rombach et al. 2022; the defaults are Stable Diffusion's)."""
+    _check_betas(beta_start, beta_end)
+    return _from_betas(np.linspace(beta_start**0.5, beta_end**0.5, T) ** 2)
+
+
+@_named
+def cosine(T: int = 1000, s: float = 0.008) -> Schedule:
+    """abar_t = f(t) / f(0), f(t) = cos^2((t/T + s) / (1 + s) pi/2), betas capped at 0.999 (Nichol & Dhariwal 2021, eq. 17)."""
+    if s < 0:
+        raise InputError(f"the cosine offset s must be >= 0, got {s}")
+    f = np.cos((np.arange(T + 1) / T + s) / (1 + s) * np.pi / 2) ** 2
+    return _from_betas(np.minimum(1 - f[1:] / f[:-1], MAX_COSINE_BETA))
+
+
+@_named
+def sigmoid(T: int = 1000, beta_start: float = 1e-4, beta_end: float = 2e-2) -> Schedule:
+    """Beta a sigmoid of t over [-6, 6] (Xu et al. 2022, GeoDiff)."""
+    _check_betas(beta_start, beta_end)
+    return _from_betas(_sigmoid(np.linspace(-6, 6, T)) * (beta_end - beta_start) + beta_start)
+
+
+@_named
+def progressive_vae(T: int = 1000, sigma2_start: float = 1e-4, sigma2_slope: float = 2e-2) -> Schedule:
+    """One-step variance `sigma_l^2 = 1e-4 + 0.02 l / L`, l = 1..L, as in the progressive-VAE slides (data in [0, 1])."""
+    _check_betas(sigma2_start, sigma2_start + sigma2_slope)
+    return _from_betas(sigma2_start + sigma2_slope * np.arange(1, T + 1) / T)
+
+
+@_named
+def geometric(T: int = 10, sigma_min: float = 0.01, sigma_max: float = 1.0) -> Schedule:
+    """Variance exploding, sigmas a geometric sequence (Song & Ermon 2019; the defaults are NCSN's)."""
+    _check_sigmas(sigma_min, sigma_max)
+    return Schedule(np.ones(T), np.geomspace(sigma_min, sigma_max, T))
+
+
+@_named
+def log_linear(T: int = 1000, sigma_min: float = 0.02, sigma_max: float = 10.0) -> Schedule:
+    """Variance exploding, log sigma linear in t (Permenter & Yuan 2024): `geometric` with that paper's range."""
+    return geometric(T, sigma_min, sigma_max)
+
+
+@_named
+def karras(T: int = 1000, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Schedule:
+    """Variance exploding, sigma^(1/rho) linear in t (Karras et al. 2022, eq. 5)."""
+    _check_sigmas(sigma_min, sigma_max)
+    if rho <= 0:
+        raise InputError(f"rho must be > 0, got {rho}")
+    return Schedule(np.ones(T), np.linspace(sigma_min ** (1 / rho), sigma_max ** (1 / rho), T) ** rho)
+
+
+@_named
+def flow(T: int = 1000, shift: float = 1.0) -> Schedule:
+    """Rectified flow: alpha = 1 - t, sigma = t at t = 1/T..1, moved by `t <- shift t / (1 + (shift - 1) t)`.
+
+    Liu et al. 2022; the shift is Esser et al. 2024, eq. 23.
+    """
+    if shift <= 0:
+        raise InputError(f"shift must be > 0, got {shift}")
+    t = np.arange(1, T + 1) / T
+    t = shift * t / (1 + (shift - 1) * t)
+    return Schedule(1 - t, t)

@@ -1,0 +1,97 @@
+"""What a training run is made from: everything here is written into its checkpoints and compared on resume."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from fastdiff import prediction as predictions
+from fastdiff import schedules
+from fastdiff.errors import InputError, lookup
+
+PRECISIONS = {"fp32": "no", "bf16": "bf16"}
+TRACKERS = {"none": None, "tensorboard": "tensorboard"}
+# These may change when a run is resumed: they decide when a run stops and what it shows, not where it goes.
+_FREE = ("save_every", "sample_every", "workers", "tracker")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A training run.
+
+    Attributes:
+        data: name of the data; see `fastdiff.train.data.load`.
+        size, channels: of images read from disk; None is the data's own.
+        schedule: name of the noise schedule; T: its levels.
+        prediction: what the network predicts.
+        width, multipliers, blocks, attention: sizes of the U-Net (points take an MLP of `width`).
+        dropout: inside the network; condition_dropout: probability that a label is replaced by the null token.
+        steps: optimiser steps in all; batch: samples a step over all processes.
+        lr: peak of the learning rate: linear warm-up over `warmup` steps, then a cosine down to 0.
+        weight_decay: AdamW's; clip_norm: bound of the gradient's norm.
+        ema: decay of the averaged weights that are saved for sampling.
+        precision: "fp32", or "bf16" for autocast.
+        seed: of initialisation, batches, times and noise.
+        save_every, sample_every: steps between checkpoints and between sample grids.
+        workers: processes that read data.
+        tracker: "none" or "tensorboard".
+
+    Raises:
+        InputError: a number is out of range or a name is unknown.
+    """
+
+    data: str = "digits"
+    size: int | None = None
+    channels: int | None = None
+    schedule: str = "cosine"
+    T: int = 1000
+    prediction: str = "v"
+    width: int = 64
+    multipliers: tuple[int, ...] = (1, 2)
+    blocks: int = 1
+    attention: tuple[bool, ...] = (False, True)
+    dropout: float = 0.1
+    condition_dropout: float = 0.1
+    steps: int = 6000
+    batch: int = 128
+    lr: float = 1e-3
+    warmup: int = 200
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+    ema: float = 0.999
+    precision: str = "fp32"
+    seed: int = 0
+    save_every: int = 1000
+    sample_every: int = 1000
+    workers: int = 0
+    tracker: str = "none"
+
+    def __post_init__(self) -> None:
+        for name in ("multipliers", "attention"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        lookup("prediction", self.prediction, dict.fromkeys(predictions.names()))
+        lookup("schedule", self.schedule, dict.fromkeys(schedules.names()))
+        lookup("precision", self.precision, PRECISIONS)
+        lookup("tracker", self.tracker, TRACKERS)
+        for name in ("T", "steps", "batch", "save_every", "sample_every", "lr", "clip_norm"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"{name} must be > 0, got {getattr(self, name)}")
+        for name in ("dropout", "condition_dropout", "ema"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+        for name in ("warmup", "weight_decay", "seed", "workers"):
+            if not getattr(self, name) >= 0:
+                raise InputError(f"{name} must be >= 0, got {getattr(self, name)}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings, JSON-ready."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    def check_same_run(self, earlier: dict[str, Any]) -> None:
+        """Raise InputError if resuming from `earlier` (a `to_dict`) would not continue the same run."""
+        own = self.to_dict()
+        for name in (field.name for field in fields(self) if field.name not in _FREE):
+            if own[name] != earlier.get(name):
+                raise InputError(
+                    f"cannot resume: {name} was {earlier.get(name)!r} and is now {own[name]!r}; give the same, or a new --out"
+                )

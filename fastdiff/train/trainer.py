@@ -1,0 +1,296 @@
+"""The training loop. All that a step needs is a function of (seed, step), so a resumed run is the run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from fastdiff import checkpoint as checkpoints
+from fastdiff import models, pictures, schedules
+from fastdiff.checkpoint import Checkpoint
+from fastdiff.errors import InputError, MissingDependencyError, NonFiniteError
+from fastdiff.sample import sample
+from fastdiff.schedules import Schedule
+from fastdiff.train import data as datasets
+from fastdiff.train.config import PRECISIONS, TRACKERS, TrainConfig
+from fastdiff.train.data import Data
+from fastdiff.train.objectives import l_simple
+
+STATE = "training.safetensors"
+SAMPLES_PER_CLASS = 8
+# Names the independent random streams that share a run's seed.
+_TIMES_STREAM, _NETWORK_STREAM = 1, 2
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One process's share of a step: data, schedule indices, condition, and positions within the whole batch."""
+
+    x0: Tensor
+    t: Tensor
+    cond: dict[str, Tensor]
+    position: Tensor
+
+
+def train(config: TrainConfig, out: str | Path, *, resume: bool = False, progress: bool = True) -> Path:
+    """Train a network and return the folder of its last checkpoint.
+
+    Writes `out/step-XXXXXXXX/` (config.json, model.safetensors with the averaged weights, training.safetensors with
+    all that a resume needs) and `out/samples/`. Processes, devices and mixed precision are Accelerate's: run it under
+    `accelerate launch` for several.
+
+    Args:
+        config: the run.
+        out: its folder.
+        resume: continue from its newest checkpoint; the weights end as if the run had never stopped.
+        progress: show a bar where the output is a terminal.
+
+    Raises:
+        InputError: the data or a name is wrong, the folder already holds a run, or resuming would not continue it.
+        CheckpointError: a checkpoint cannot be read or written.
+        NonFiniteError: the loss is NaN or infinite.
+    """
+    return Trainer(config, Path(out), resume=resume).run(progress)
+
+
+class Trainer:
+    """A run in progress: network, averaged network, optimiser, data and the step they stand at."""
+
+    def __init__(self, config: TrainConfig, out: Path, *, resume: bool = False) -> None:
+        self.config, self.out = config, out
+        self.accelerator = _accelerator(config, out)
+        self.data = datasets.load(config.data, size=config.size, channels=config.channels)
+        self.schedule = _schedule(config)
+        model = models.build(_description(config, self.data), seed=config.seed)
+        self.average = models.build(models.describe(model), seed=config.seed).to(self.accelerator.device)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+        self.model: nn.Module
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self.step = 0
+        newest = checkpoints.newest_step(out)
+        if resume:
+            self._restore(newest)
+        elif newest is not None:
+            raise InputError(f"{out} already holds a run: resume it (--resume) or choose another folder (--out)")
+
+    def run(self, progress: bool = True) -> Path:
+        """Train to the last step and return the last checkpoint's folder."""
+        config, accelerator = self.config, self.accelerator
+        bar = tqdm(
+            total=config.steps,
+            initial=self.step,
+            desc="train",
+            unit="step",
+            disable=None if progress and accelerator.is_main_process else True,
+        )
+        batches = self._batches()
+        with bar:
+            while self.step < config.steps:
+                loss = self._advance(next(batches))
+                bar.update()
+                if self.step % config.save_every == 0 or self.step == config.steps:
+                    self._report(bar, float(loss))
+                    self._save()
+                if self.step % config.sample_every == 0 or self.step == config.steps:
+                    self._draw_samples()
+                if bar.n % 20 == 0 and not bar.disable:
+                    bar.set_postfix(loss=f"{float(loss):.4f}")
+        accelerator.end_training()
+        return self._folder()
+
+    def _advance(self, batch: Batch) -> Tensor:
+        config = self.config
+        _seed_network(config.seed, self.step, self.accelerator.process_index)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(config, self.step)
+        self.model.train()
+        with self.accelerator.autocast():
+            loss = l_simple(
+                self.model,
+                batch.x0,
+                batch.t,
+                self.schedule,
+                config.prediction,
+                batch.cond,
+                seed=config.seed,
+                index=batch.position,
+                step=self.step,
+            )
+        self.accelerator.backward(loss)
+        self.accelerator.clip_grad_norm_(self.model.parameters(), config.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+        update_average(self.average, self.accelerator.unwrap_model(self.model), config.ema, self.step)
+        return loss.detach()
+
+    def _batches(self) -> Iterator[Batch]:
+        """Yield this process's share of every batch from the current step on."""
+        config, accelerator = self.config, self.accelerator
+        positions = _share(config.batch, accelerator.process_index, accelerator.num_processes)
+        indices = datasets.batches(len(self.data), config.batch, config.seed, self.step)
+        loader = DataLoader(
+            self.data.dataset,
+            batch_sampler=(whole[positions].tolist() for whole in indices),  # type: ignore[arg-type]
+            num_workers=config.workers,
+        )
+        position = torch.from_numpy(positions).to(accelerator.device)
+        for step, (x0, label) in enumerate(loader, start=self.step):
+            t, dropped = _times(config, step)
+            cond = {}
+            if self.data.classes:
+                label = torch.where(torch.from_numpy(dropped[positions]), len(self.data.classes), label)
+                cond = {"y": label.to(accelerator.device)}
+            yield Batch(
+                x0.to(accelerator.device), torch.from_numpy(t[positions]).to(accelerator.device), cond, position
+            )
+
+    def _report(self, bar: tqdm, loss: float) -> None:  # type: ignore[type-arg]
+        if not math.isfinite(loss):
+            raise NonFiniteError(f"the loss is {loss} at step {self.step}: lower the learning rate (--lr)")
+        if self.accelerator.is_main_process:
+            bar.write(f"step {self.step}/{self.config.steps}  loss {loss:.4f}  {self._folder()}")
+        self.accelerator.log({"loss": loss, "lr": learning_rate(self.config, self.step - 1)}, step=self.step)
+
+    def checkpoint(self) -> Checkpoint:
+        """Return the averaged network with what sampling needs to know of it."""
+        return Checkpoint(
+            model=self.average.eval(),
+            schedule=self.schedule,
+            prediction=self.config.prediction,
+            shape=self.data.shape,
+            classes=self.data.classes,
+            clip=1.0 if len(self.data.shape) == 3 else None,
+            data=self.data.name,
+        )
+
+    def _folder(self) -> Path:
+        return self.out / checkpoints.STEP_FOLDER.format(self.step)
+
+    def _save(self) -> None:
+        if self.accelerator.is_main_process:
+            previous = checkpoints.newest_step(self.out)
+            training = {**self.config.to_dict(), "step": self.step}
+            checkpoints.save(self._folder(), self.checkpoint(), training, {STATE: self._state()})
+            if previous is not None and previous != self._folder():
+                checkpoints.remove(previous)
+        self.accelerator.wait_for_everyone()
+
+    def _state(self) -> dict[str, Tensor]:
+        """Return the trained weights and the optimiser's moments as named tensors."""
+        model = self.accelerator.unwrap_model(self.model).state_dict()
+        moments = self.optimizer.state_dict()["state"]
+        return {f"model.{name}": value for name, value in model.items()} | {
+            f"optimizer.{number}.{name}": value for number, state in moments.items() for name, value in state.items()
+        }
+
+    def _restore(self, folder: Path | None) -> None:
+        if folder is None:
+            raise InputError(f"nothing to resume: {self.out} holds no checkpoint")
+        training = checkpoints.read_config(folder).get("training", {})
+        self.config.check_same_run(training)
+        self.average.load_state_dict(checkpoints.read_tensors(folder / checkpoints.WEIGHTS))
+        state = checkpoints.read_tensors(folder / STATE)
+        model = {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
+        self.accelerator.unwrap_model(self.model).load_state_dict(model)
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name in state.keys() - {f"model.{key}" for key in model}:
+            _, number, key = name.split(".")
+            moments.setdefault(int(number), {})[key] = state[name]
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+        self.step = int(training["step"])
+
+    def _draw_samples(self) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        checkpoint = self.checkpoint()
+        classes = max(1, len(checkpoint.classes))
+        each = SAMPLES_PER_CLASS if len(checkpoint.shape) == 3 else 1000 // classes
+        labels = torch.arange(classes, device=self.accelerator.device).repeat_interleave(each)
+        x = sample(
+            checkpoint.model,
+            checkpoint.plan("ddim", steps=min(50, len(self.schedule))),
+            (len(labels), *checkpoint.shape),
+            seed=self.config.seed,
+            cond={"y": labels} if checkpoint.classes else None,
+        )
+        pictures.save(x, self.out / "samples" / f"{self._folder().name}.png", columns=each)
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """Return the rate of a step (0-based): linear warm-up, then a half cosine to 0 at the last step."""
+    if step < config.warmup:
+        return config.lr * (step + 1) / config.warmup
+    done = (step - config.warmup) / max(1, config.steps - config.warmup)
+    return config.lr * 0.5 * (1 + math.cos(math.pi * done))
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
+    """Move the averaged weights towards the model's after optimiser step `step` (from 1).
+
+    The decay grows as (1 + step) / (10 + step) up to `decay`, so that early averages forget the initial weights.
+    """
+    weight = 1 - min(decay, (1 + step) / (10 + step))
+    torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), weight)
+
+
+def _accelerator(config: TrainConfig, out: Path) -> Accelerator:
+    tracker = TRACKERS[config.tracker]
+    try:
+        accelerator = Accelerator(mixed_precision=PRECISIONS[config.precision], log_with=tracker, project_dir=out)
+        if tracker is not None:
+            accelerator.init_trackers("tensorboard")
+    except (ImportError, ValueError) as error:
+        raise MissingDependencyError(
+            f"{config.precision} with tracker {config.tracker!r} cannot start here: {error}"
+        ) from None
+    return accelerator
+
+
+def _schedule(config: TrainConfig) -> Schedule:
+    schedule = schedules.make(config.schedule, T=config.T)
+    return schedule.with_unit_input() if schedule.variance_exploding else schedule
+
+
+def _description(config: TrainConfig, data: Data) -> Mapping[str, Any]:
+    if len(data.shape) == 1:
+        return {"kind": "mlp", "dimensions": data.shape[0], "width": config.width, "classes": len(data.classes)}
+    return {
+        "kind": "unet",
+        "channels": data.shape[0],
+        "width": config.width,
+        "multipliers": config.multipliers,
+        "blocks": config.blocks,
+        "attention": config.attention,
+        "classes": len(data.classes),
+        "dropout": config.dropout,
+    }
+
+
+def _share(batch: int, process: int, processes: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Return the positions within a batch that a process takes."""
+    if batch % processes:
+        raise InputError(f"batch {batch} does not divide among {processes} processes")
+    return np.arange(process * batch // processes, (process + 1) * batch // processes)
+
+
+def _times(config: TrainConfig, step: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Return for a whole batch the schedule indices, and which labels are dropped; a function of (seed, step)."""
+    generator = np.random.default_rng([config.seed, _TIMES_STREAM, step])
+    return generator.integers(0, config.T, config.batch), generator.random(config.batch) < config.condition_dropout
+
+
+def _seed_network(seed: int, step: int, process: int) -> None:
+    """Seed torch's generator, which dropout inside the network draws from."""
+    torch.manual_seed(int(np.random.SeedSequence([seed, _NETWORK_STREAM, step, process]).generate_state(1)[0]))

@@ -1,0 +1,187 @@
+"""What a wheel holds, what an install lets one import, and that the extension is optional; all built from a copy."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+NOT_SOURCE = shutil.ignore_patterns(
+    *(".*_cache", ".git", ".hypothesis", ".venv", "__pycache__", "build", "dist", "runs"),
+    *("*.egg-info", "*.py[cod]", "*.so"),
+)
+PROBE = """
+#include <Python.h>
+
+static PyObject *answer(PyObject *, PyObject *) { return PyLong_FromLong(TORCH_TARGET_VERSION >> 48); }
+static PyMethodDef methods[] = {{"answer", answer, METH_NOARGS, nullptr}, {nullptr, nullptr, 0, nullptr}};
+static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};
+
+PyMODINIT_FUNC PyInit__C() { return PyModule_Create(&module); }
+"""
+needs_headers = pytest.mark.skipif(
+    not Path(sysconfig.get_paths()["include"], "Python.h").exists(),
+    reason="this Python has no Python.h (python3-dev on Debian and Ubuntu): no extension can be built",
+)
+needs_compiler = pytest.mark.skipif(
+    not shutil.which(os.environ.get("CXX", "c++")), reason="no C++ compiler: no extension can be built"
+)
+
+
+def run(*arguments: str | Path, cwd: Path, **env: str) -> str:
+    """Run this Python outside the repository's import path; return what it printed, or fail with it."""
+    inherited = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "FASTDIFF_NO_EXT", "CC", "CXX")}
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env=inherited | env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, f"{arguments} ended with {done.returncode}:\n{done.stdout}"
+    return done.stdout
+
+
+def copy_tree(to: Path) -> Path:
+    shutil.copytree(ROOT, to, symlinks=True, ignore=NOT_SOURCE)
+    for sources in ("*.cpp", "*.cu"):
+        for source in (to / "csrc").rglob(sources):
+            source.unlink()
+    return to
+
+
+def build(tree: Path, out: Path, kind: str = "--wheel", **env: str) -> tuple[Path, str]:
+    log = run("-m", "build", kind, "--no-isolation", "--skip-dependency-check", "-o", out, tree, cwd=out.parent, **env)
+    (built,) = out.iterdir()
+    return built, log
+
+
+def install(wheel: Path, to: Path) -> dict[str, str]:
+    """Install a wheel into a folder of its own; return the environment in which a subprocess imports from there."""
+    run("-m", "pip", "install", "--no-deps", "--no-index", "--no-compile", "-q", "-t", to, wheel, cwd=to.parent)
+    return {"PYTHONPATH": str(to)}
+
+
+def names(wheel: Path) -> set[str]:
+    return set(zipfile.ZipFile(wheel).namelist())
+
+
+@pytest.fixture(scope="module")
+def pure(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The copied tree and the pure-Python wheel built from it."""
+    folder = tmp_path_factory.mktemp("pure")
+    tree = copy_tree(folder / "tree")
+    wheel, _ = build(tree, folder / "dist", FASTDIFF_NO_EXT="1")
+    return tree, wheel
+
+
+def test_pure_wheel_holds_the_package_and_nothing_else(pure: tuple[Path, Path]) -> None:
+    tree, wheel = pure
+    assert wheel.name.endswith("-py3-none-any.whl")
+    metadata = wheel.name.removesuffix("-py3-none-any.whl") + ".dist-info"
+    assert {name.split("/")[0] for name in names(wheel)} == {"fastdiff", metadata}
+    shipped = (".py", ".safetensors", ".json")
+    expected = {p.relative_to(tree).as_posix() for p in (tree / "fastdiff").rglob("*") if p.suffix in shipped}
+    expected |= {f"fastdiff/{p.relative_to(tree).as_posix()}" for p in (tree / "kernels").rglob("*.py")}
+    expected |= {"fastdiff/py.typed", "fastdiff/kernels/README.md"}
+    assert {name for name in names(wheel) if name.startswith("fastdiff/")} == expected
+    assert not any(name.startswith("fastdiff/kernels/__init__") for name in names(wheel))
+
+
+def test_installed_wheel_has_fastdiff_kernels_and_no_kernels(pure: tuple[Path, Path], tmp_path: Path) -> None:
+    env = install(pure[1], tmp_path / "site")
+    where = run("-c", "import fastdiff.kernels as k; print(*k.__path__)", cwd=tmp_path, **env)
+    assert Path(where.strip()) == tmp_path / "site" / "fastdiff" / "kernels"
+    absent = "import importlib.util as u; print([n for n in ('kernels', 'bench', 'csrc', 'tests') if u.find_spec(n)])"
+    assert run("-c", absent, cwd=tmp_path, **env).strip() == "[]"
+
+
+def test_editable_install_has_fastdiff_kernels_and_no_kernels(tmp_path: Path) -> None:
+    where = run("-c", "import fastdiff.kernels as k; print(*k.__path__, sep='\\n')", cwd=tmp_path).splitlines()
+    assert where, "fastdiff.kernels has no folder"
+    assert all(Path(folder).samefile(ROOT / "kernels") for folder in where)
+    assert run("-c", "import importlib.util as u; print(u.find_spec('kernels'))", cwd=tmp_path).strip() == "None"
+
+
+def test_sdist_builds_the_same_wheel(pure: tuple[Path, Path], tmp_path: Path) -> None:
+    tree, wheel = pure
+    sdist, _ = build(tree, tmp_path / "sdist", "--sdist", FASTDIFF_NO_EXT="1")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path / "unpacked", filter="data")
+    (unpacked,) = (tmp_path / "unpacked").iterdir()
+    for folder in ("csrc", "kernels"):
+        assert {p.relative_to(tree) for p in (tree / folder).rglob("*") if p.is_file()} <= {
+            p.relative_to(unpacked) for p in unpacked.rglob("*")
+        }
+    again, _ = build(unpacked, tmp_path / "dist", FASTDIFF_NO_EXT="1")
+    assert again.name == wheel.name
+    with zipfile.ZipFile(wheel) as first, zipfile.ZipFile(again) as second:
+        assert {n: first.read(n) for n in first.namelist()} == {n: second.read(n) for n in second.namelist()}
+
+
+@pytest.fixture
+def probed(tmp_path: Path) -> Path:
+    """A copied tree whose only C++ source is a module without dependencies."""
+    tree = copy_tree(tmp_path / "tree")
+    (tree / "csrc" / "cpu").mkdir(exist_ok=True)
+    (tree / "csrc" / "cpu" / "probe.cpp").write_text(PROBE)
+    return tree
+
+
+@needs_headers
+@needs_compiler
+def test_cpp_source_gives_an_abi3_wheel(probed: Path, tmp_path: Path) -> None:
+    wheel, log = build(probed, tmp_path / "dist")
+    assert "-cp310-abi3-" in wheel.name, log
+    assert not wheel.name.endswith("-any.whl")
+    assert [name for name in names(wheel) if "_C" in name] == ["fastdiff/_C.abi3.so"]
+    assert "-ffp-contract=off" in log
+    assert "without its C++ extension" not in log
+    env = install(wheel, tmp_path / "site")
+    # 2 << 56 | 10 << 48 is how torch writes 2.10.
+    assert run("-c", "import fastdiff._C as c; print(hex(c.answer()))", cwd=tmp_path, **env).strip() == "0x20a"
+
+
+@pytest.mark.parametrize(
+    ("source", "env"),
+    [
+        pytest.param(PROBE, {"CC": "/bin/false", "CXX": "/bin/false"}, id="broken compiler"),
+        pytest.param(PROBE, {"CC": "/nowhere/cc", "CXX": "/nowhere/c++"}, id="no compiler"),
+        pytest.param("#error wrong", {}, id="broken source"),
+    ],
+)
+def test_extension_that_cannot_be_built_leaves_a_pure_wheel_and_a_warning(
+    probed: Path, tmp_path: Path, source: str, env: dict[str, str]
+) -> None:
+    (probed / "csrc" / "cpu" / "probe.cpp").write_text(source)
+    wheel, log = build(probed, tmp_path / "dist", **env)
+    assert wheel.name.endswith("-py3-none-any.whl"), log
+    assert not any("_C" in name or ".data/" in name for name in names(wheel))
+    (metadata,) = (name for name in names(wheel) if name.endswith(".dist-info/WHEEL"))
+    assert b"Root-Is-Purelib: true" in zipfile.ZipFile(wheel).read(metadata)
+    assert sum("warning: fastdiff is built without its C++ extension" in line for line in log.splitlines()) == 1
+
+
+def test_failed_build_in_place_removes_the_stale_extension(probed: Path) -> None:
+    """An editable install builds in place: an old module beside newer Python code would be found and used."""
+    stale = probed / "fastdiff" / "_C.abi3.so"
+    stale.touch()
+    log = run("setup.py", "build_ext", "--inplace", cwd=probed, CC="/bin/false", CXX="/bin/false")
+    assert "without its C++ extension" in log
+    assert not stale.exists()
+
+
+def test_no_ext_wins_over_sources(probed: Path, tmp_path: Path) -> None:
+    wheel, _ = build(probed, tmp_path / "dist", FASTDIFF_NO_EXT="1")
+    assert wheel.name.endswith("-py3-none-any.whl")
