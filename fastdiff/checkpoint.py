@@ -99,7 +99,9 @@ def save(
                 save_file({key: value.detach().cpu().contiguous() for key, value in content.items()}, folder / name)
             (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n")
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"could not write checkpoint {path}: {error}; earlier checkpoints are untouched") from None
+        raise CheckpointError(
+            f"could not write checkpoint {path}: {error}; earlier checkpoints are untouched"
+        ) from None
 
 
 def load(path: str | Path = "digits", device: torch.device | str = "cpu") -> Checkpoint:
@@ -124,7 +126,9 @@ def load(path: str | Path = "digits", device: torch.device | str = "cpu") -> Che
             data=config["data"],
         )
     except KeyError as error:
-        raise CheckpointError(f"{folder / CONFIG} has no entry {error}: it is incomplete or of another version") from None
+        raise CheckpointError(
+            f"{folder / CONFIG} has no entry {error}: it is incomplete or of another version"
+        ) from None
     except (InputError, TypeError) as error:
         raise CheckpointError(f"{folder / CONFIG} does not describe a network: {error}") from None
     except RuntimeError:
@@ -144,7 +148,9 @@ def find(path: str | Path) -> Path:
         return shipped()[str(path)]
     if folder.is_dir():
         raise CheckpointError(f"{path} holds no checkpoint: there is no {CONFIG} in it and no finished step of a run")
-    raise CheckpointError(f"no checkpoint {str(path)!r}: give a folder, or one that ships: {', '.join(shipped()) or 'none'}")
+    raise CheckpointError(
+        f"no checkpoint {str(path)!r}: give a folder, or one that ships: {', '.join(shipped()) or 'none'}"
+    )
 
 
 def shipped() -> dict[str, Path]:
@@ -174,7 +180,9 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     try:
         return load_file(file)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{file} cannot be read, it is missing, truncated or no safetensors file: {error}") from None
+        raise CheckpointError(
+            f"{file} cannot be read, it is missing, truncated or no safetensors file: {error}"
+        ) from None
 
 
 def remove(folder: Path) -> None:

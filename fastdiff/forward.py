@@ -90,7 +90,9 @@ def q_sample(
 def _levels(t: Tensor | Sequence[int] | int, batch: int, T: int, device: torch.device) -> Tensor:
     level = torch.as_tensor(t)
     if level.dtype.is_floating_point or level.ndim > 1 or (level.ndim == 1 and len(level) != batch):
-        raise InputError(f"t must be one whole number or one for each of {batch} samples, got {level.dtype} {tuple(level.shape)}")
+        raise InputError(
+            f"t must be one whole number or one for each of {batch} samples, got {level.dtype} {tuple(level.shape)}"
+        )
     if level.device.type == "cpu" and level.numel() and not (0 <= int(level.min()) and int(level.max()) < T):
         raise InputError(f"t must be in 0..{T - 1}, the schedule's levels")
     return level.to(device=device, dtype=torch.int64).expand(batch)

@@ -59,7 +59,7 @@ def seeds(seed: int | Sequence[int] | Tensor, batch: int, device: torch.device) 
 
 
 def samples(index: int | Sequence[int] | Tensor | None, batch: int, device: torch.device) -> Tensor:
-    """Return one global sample index per sample, int64 [batch]; None counts from 0. Raises InputError as `normal` does."""
+    """Return one global index per sample, int64 [batch]; None counts from 0. Raises InputError as `normal` does."""
     if index is None:
         return torch.arange(batch, device=device)
     if isinstance(index, int) and batch != 1:
@@ -87,5 +87,7 @@ def _per_sample(
         numbers = torch.tensor([number - 2**64 if number >= 2**63 else number for number in listed])
         numbers = numbers[0] if isinstance(value, int) else numbers
     if numbers.ndim > 1 or (numbers.ndim == 1 and len(numbers) != batch):
-        raise InputError(f"{name} must be one number or one for each of {batch} samples, got shape {tuple(numbers.shape)}")
+        raise InputError(
+            f"{name} must be one number or one for each of {batch} samples, got shape {tuple(numbers.shape)}"
+        )
     return numbers.to(device=device, dtype=torch.int64).expand(batch)

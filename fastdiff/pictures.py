@@ -25,16 +25,21 @@ def save(x: Tensor, path: str | Path, columns: int) -> None:
         InputError: x is neither; or the path is no PNG.
         MissingDependencyError: points need matplotlib.
     """
-    file = Path(path)
-    if file.suffix.lower() != ".png":
-        raise InputError(f"pictures are written as PNG: {file} should end in .png")
-    with replacing(file) as temporary:
+    with replacing(checked(path)) as temporary:
         if x.ndim == 4 and x.shape[1] in (1, 3):
             grid(x, columns).save(temporary, format="PNG")
         elif x.ndim == 2 and x.shape[1] == 2:
             _scatter(x, temporary)
         else:
             raise InputError(f"no picture of shape {tuple(x.shape)}: give images [B, 1 or 3, H, W] or points [B, 2]")
+
+
+def checked(path: str | Path) -> Path:
+    """Return a path that a picture can have. Raises InputError if it does not end in .png."""
+    file = Path(path)
+    if file.suffix.lower() != ".png":
+        raise InputError(f"pictures are written as PNG: {file} should end in .png")
+    return file
 
 
 def to_uint8(x: Tensor) -> Tensor:
@@ -65,5 +70,6 @@ def _scatter(x: Tensor, file: Path) -> None:
         raise MissingDependencyError("plots of points need matplotlib: pip install matplotlib") from None
     figure = Figure(figsize=(4, 4))
     axes = figure.add_subplot(aspect="equal")
-    axes.scatter(*x.cpu().numpy().T, s=2)
+    horizontal, vertical = x.cpu().numpy().T
+    axes.scatter(horizontal, vertical, s=2)
     figure.savefig(file, dpi=120, format="png")

@@ -32,13 +32,14 @@ HISTORY_SLOTS = 4
 # Every column and the value that makes it do nothing: a column that is neutral in every row is not in the table.
 NEUTRAL: dict[str, float] = {
     "scale_in": 1.0,
-    **dict.fromkeys(("px", "po"), 0.0),
+    "px": 0.0,
+    "po": 0.0,
     "clip": math.inf,
-    **dict.fromkeys(("ex", "eo", "e0"), 0.0),
-    **dict.fromkeys(("cx", "cy", "c0", "ce"), 0.0),
+    **dict.fromkeys(("ex", "eo", "e0", "cx", "cy", "c0", "ce"), 0.0),
     **{f"ch{k}": 0.0 for k in range(HISTORY_SLOTS)},
-    **dict.fromkeys(("cz", "cv"), 0.0),
-    **{"dx": 0.0, "dy": 1.0, "d0": 0.0, "de": 0.0},
+    **dict.fromkeys(("cz", "cv", "dx"), 0.0),
+    "dy": 1.0,
+    **dict.fromkeys(("d0", "de"), 0.0),
     **{f"dh{k}": 0.0 for k in range(HISTORY_SLOTS)},
     "dz": 0.0,
     "slot": -1.0,
@@ -184,7 +185,9 @@ def _column(name: str, value: npt.ArrayLike, rows: int) -> Array:
     lookup("column", name, NEUTRAL)
     array = np.asarray(value, dtype=np.float64)
     if array.shape not in ((), (rows,)):
-        raise InputError(f"column {name!r} must be a number or have one value for each of {rows} rows, got {array.shape}")
+        raise InputError(
+            f"column {name!r} must be a number or have one value for each of {rows} rows, got {array.shape}"
+        )
     if np.isnan(array).any() or (name != "clip" and np.isinf(array).any()):
         raise InputError(f"column {name!r} has values that are not finite")
     if name == "slot" and not np.isin(array, np.arange(-1, HISTORY_SLOTS)).all():

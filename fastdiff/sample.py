@@ -94,7 +94,7 @@ def sample(
     for row in tqdm(range(len(plan)), desc="sample", unit="row", disable=None if progress else True):
         out = model(model_input.flatten(0, 1), times[row].expand(branches * batch), **condition)
         out, variance = _split_variance(out, x, branches, plan)
-        outs = out.unflatten(0, (branches, batch))
+        outs = out.view(branches, *x.shape)
         step(
             x,
             outs[0],
@@ -160,9 +160,7 @@ def _guidance(guidance: float | Tensor, batch: int, x: Tensor) -> Tensor | None:
     return guidance.to(x).expand(batch)
 
 
-def _conditions(
-    model: object, cond: Condition, uncond: Condition | None, branches: int, batch: int
-) -> dict[str, Any]:
+def _conditions(model: object, cond: Condition, uncond: Condition | None, branches: int, batch: int) -> dict[str, Any]:
     """Return the model's keyword arguments, with the unconditional branch behind the conditional one."""
     for name, value in {**cond, **(uncond or {})}.items():
         if isinstance(value, Tensor) and (value.ndim == 0 or len(value) != batch):
@@ -204,5 +202,5 @@ def _raise_if_bad(first_bad: Tensor, plan: Plan) -> None:
     if code < 2 * len(plan):
         row, where = code // 2, "the state after" if code % 2 else "the model output at"
         raise NonFiniteError(
-            f"NaN or infinity in {where} row {row} of {len(plan)} (t = {plan.t[row]:g}), first in sample {sample} of the batch"
+            f"NaN or infinity in {where} row {row} of {len(plan)} (t = {plan.t[row]:g}), sample {sample} of the batch"
         )

@@ -241,7 +241,7 @@ def scaled_linear(T: int = 1000, beta_start: float = 0.00085, beta_end: float = 
 
 @_named
 def cosine(T: int = 1000, s: float = 0.008) -> Schedule:
-    """abar_t = f(t) / f(0), f(t) = cos^2((t/T + s) / (1 + s) pi/2), betas capped at 0.999 (Nichol & Dhariwal 2021, eq. 17)."""
+    """abar_t = f(t) / f(0), f(t) = cos^2((t/T + s) / (1 + s) pi/2), betas capped (Nichol & Dhariwal 2021, eq. 17)."""
     if s < 0:
         raise InputError(f"the cosine offset s must be >= 0, got {s}")
     f = np.cos((np.arange(T + 1) / T + s) / (1 + s) * np.pi / 2) ** 2
@@ -257,7 +257,7 @@ def sigmoid(T: int = 1000, beta_start: float = 1e-4, beta_end: float = 2e-2) -> 
 
 @_named
 def progressive_vae(T: int = 1000, sigma2_start: float = 1e-4, sigma2_slope: float = 2e-2) -> Schedule:
-    """One-step variance `sigma_l^2 = 1e-4 + 0.02 l / L`, l = 1..L, as in the progressive-VAE slides (data in [0, 1])."""
+    """One-step variance `sigma_l^2 = 1e-4 + 0.02 l / L`, l = 1..L: the progressive-VAE slides (data in [0, 1])."""
     _check_betas(sigma2_start, sigma2_start + sigma2_slope)
     return _from_betas(sigma2_start + sigma2_slope * np.arange(1, T + 1) / T)
 

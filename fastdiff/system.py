@@ -24,7 +24,7 @@ class Info:
     def __str__(self) -> str:
         sections = {
             "versions": {name: version or "not installed" for name, version in self.versions.items()},
-            "devices": {device: "" for device in self.devices},
+            "devices": dict.fromkeys(self.devices, ""),
             "backends": {name: reason or "available" for name, reason in self.backends.items()},
         }
         lines = []

@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fastdiff.errors import InputError
 
@@ -13,7 +14,10 @@ MAX_PERIOD = 10_000.0
 
 
 def sinusoidal(t: Tensor, width: int) -> Tensor:
-    """Sines and cosines of t [B] at `width // 2` frequencies from 1 to 1/10000, float32 [B, width] (Vaswani et al. 2017)."""
+    """Cosines and sines of t [B] at `width // 2` frequencies from 1 to 1/10000, float32 [B, width].
+
+    Vaswani et al. 2017, section 3.5.
+    """
     half = width // 2
     frequency = torch.exp(torch.arange(half, device=t.device) * (-math.log(MAX_PERIOD) / half))
     angle = t.float()[:, None] * frequency
@@ -21,24 +25,29 @@ def sinusoidal(t: Tensor, width: int) -> Tensor:
 
 
 class Conditioning(nn.Module):
-    """Time and, if `classes` > 0, class as one vector [B, width * 4]; class number `classes` is the null token."""
+    """Time and, if `classes` > 0, class as one activated vector [B, 4 width].
+
+    Class number `classes` is the null token.
+    """
 
     def __init__(self, width: int, classes: int) -> None:
         super().__init__()
         if width < 2 or width % 2:
             raise InputError(f"width must be even and at least 2, got {width}")
         self.width, self.classes = width, classes
-        self.time = nn.Sequential(nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, 4 * width))
+        self.time_in = nn.Linear(width, 4 * width)
+        self.time_out = nn.Linear(4 * width, 4 * width)
         self.label = nn.Embedding(classes + 1, 4 * width) if classes else None
 
     def forward(self, t: Tensor, y: Tensor | None) -> Tensor:
         """Embed t [B] and y (int64 [B]; None is the null token for all)."""
-        embedded: Tensor = self.time(sinusoidal(t, self.width).to(self.time[0].weight.dtype))
+        features = sinusoidal(t, self.width).to(self.time_in.weight.dtype)
+        embedded = self.time_out(F.silu(self.time_in(features)))
         if self.label is None:
             if y is not None:
                 raise InputError("this network has no classes: leave y out")
-            return embedded
-        return embedded + self.label(torch.full_like(t, self.classes, dtype=torch.int64) if y is None else y)
+            return F.silu(embedded)
+        return F.silu(embedded + self.label(torch.full_like(t, self.classes, dtype=torch.int64) if y is None else y))
 
     def null(self, y: Tensor) -> Tensor:
         """Return the null token for every element of y."""

@@ -51,7 +51,7 @@ class MLP(nn.Module):
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         if x.ndim != 2 or x.shape[1] != self.config.dimensions:
             raise InputError(f"x must be [B, {self.config.dimensions}], got {tuple(x.shape)}")
-        embedding = nn.functional.silu(self.conditioning(t, y))
+        embedding = self.conditioning(t, y)
         h = self.input(x)
         for shift, layer in zip(self.shifts, self.layers, strict=True):
             h = h + layer(h + shift(embedding))

@@ -70,7 +70,7 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
-        scale, shift = self.scale_shift(F.silu(embedding))[:, :, None, None].chunk(2, dim=1)
+        scale, shift = self.scale_shift(embedding)[:, :, None, None].chunk(2, dim=1)
         h = torch.addcmul(shift, self.norm2(h), 1 + scale)
         out: Tensor = self.skip(x) + self.conv2(self.dropout(F.silu(h)))
         return out
@@ -92,7 +92,8 @@ class Attention(nn.Module):
         pixels = self.norm(x).flatten(2).transpose(1, 2)
         q, k, v = self.qkv(pixels).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        return x + self.out(attended).transpose(1, 2).unflatten(2, x.shape[2:])
+        change: Tensor = self.out(attended)
+        return x + change.transpose(1, 2).reshape(x.shape)
 
 
 class Down(nn.Module):
@@ -145,7 +146,7 @@ class UNet(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self._build(config)
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing from torch's annotations
 
     def _build(self, config: UNetConfig) -> None:
         embedding = 4 * config.width

@@ -1,4 +1,4 @@
-"""Philox4x32-10 and the exact Box-Muller normals in plain torch: the specification of every backend's noise, bit for bit.
+"""Philox4x32-10 and the exact Box-Muller normals in plain torch: the specification of every backend's noise.
 
 Slow on purpose: each step is the one that docs/noise.md names, in integer and float64 arithmetic that rounds exactly
 as float32 hardware does.

@@ -86,7 +86,9 @@ def step(
 
     if z is None and key is not None and ("cz" in coefficient or "dz" in coefficient):
         z = normal(x.shape, key.seed, key.sample, row, STREAMS["step"])
-    spread = torch.exp(coefficient["cv"] * variance) * z if "cv" in coefficient and variance is not None else z
+    spread = z
+    if z is not None and variance is not None and "cv" in coefficient:
+        spread = torch.exp(coefficient["cv"] * variance) * z
 
     sources = {"x": x, "y": y, "0": x0, "e": eps, **_slots(history)}
     x_next = _linear(coefficient, {"c" + name: value for name, value in {**sources, "z": spread}.items()}, like=x)

@@ -30,7 +30,7 @@ class Levels:
 
     @property
     def step_variance(self) -> Array:
-        """Variance of q(x_t | x_prev): `sigma^2 - (alpha / alpha_prev)^2 sigma_prev^2`, beta_t if every step is taken."""
+        """Variance of q(x_t | x_prev), beta_t if every step is taken: `sigma^2 - (alpha/alpha_prev)^2 sigma_prev^2`."""
         return self.sigma**2 - (self.alpha / self.alpha_prev) ** 2 * self.sigma_prev**2
 
     @property

@@ -13,11 +13,12 @@ Indices = npt.NDArray[np.int64]
 
 
 def _leading(T: int, steps: int) -> Indices:
-    return np.arange(steps) * (T // steps)
+    i: Indices = np.arange(steps)
+    return i * (T // steps)
 
 
 def _trailing(T: int, steps: int) -> Indices:
-    return np.round(T - np.arange(steps)[::-1] * (T / steps)).astype(np.int64) - 1
+    return np.rint(T - np.arange(steps)[::-1] * (T / steps) - 1).astype(np.int64)
 
 
 def _linspace(T: int, steps: int) -> Indices:
@@ -25,11 +26,12 @@ def _linspace(T: int, steps: int) -> Indices:
 
 
 def _linear(T: int, steps: int) -> Indices:
-    return np.arange(1, steps + 1) * T // steps - 1
+    i: Indices = np.arange(1, steps + 1)
+    return i * T // steps - 1
 
 
 def _quadratic(T: int, steps: int) -> Indices:
-    i = np.arange(1, steps + 1)
+    i: Indices = np.arange(1, steps + 1)
     return np.maximum(i, i * i * T // steps**2) - 1
 
 

@@ -93,5 +93,5 @@ class TrainConfig:
         for name in (field.name for field in fields(self) if field.name not in _FREE):
             if own[name] != earlier.get(name):
                 raise InputError(
-                    f"cannot resume: {name} was {earlier.get(name)!r} and is now {own[name]!r}; give the same, or a new --out"
+                    f"cannot resume: {name} was {earlier.get(name)!r}, now {own[name]!r}: give the same, or a new --out"
                 )

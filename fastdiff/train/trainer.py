@@ -73,7 +73,7 @@ class Trainer:
         self.schedule = _schedule(config)
         model = models.build(_description(config, self.data), seed=config.seed)
         self.average = models.build(models.describe(model), seed=config.seed).to(self.accelerator.device)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
         self.model: nn.Module
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.step = 0
@@ -141,7 +141,7 @@ class Trainer:
         indices = datasets.batches(len(self.data), config.batch, config.seed, self.step)
         loader = DataLoader(
             self.data.dataset,
-            batch_sampler=(whole[positions].tolist() for whole in indices),  # type: ignore[arg-type]
+            batch_sampler=(whole[positions].tolist() for whole in indices),
             num_workers=config.workers,
         )
         position = torch.from_numpy(positions).to(accelerator.device)
@@ -155,7 +155,7 @@ class Trainer:
                 x0.to(accelerator.device), torch.from_numpy(t[positions]).to(accelerator.device), cond, position
             )
 
-    def _report(self, bar: tqdm, loss: float) -> None:  # type: ignore[type-arg]
+    def _report(self, bar: tqdm, loss: float) -> None:
         if not math.isfinite(loss):
             raise NonFiniteError(f"the loss is {loss} at step {self.step}: lower the learning rate (--lr)")
         if self.accelerator.is_main_process:

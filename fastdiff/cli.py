@@ -1,0 +1,204 @@
+"""The command line: `fastdiff train`, `sample`, `export`, `info`. A mistake gives one line and no traceback."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from fastdiff import checkpoint as checkpoints
+from fastdiff import pictures, system
+from fastdiff.errors import FastdiffError, InputError, MissingDependencyError, lookup
+from fastdiff.ops import dispatch
+from fastdiff.sample import sample as run_plan
+from fastdiff.train.config import TrainConfig
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="A fast diffusion sampler."
+)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+RUN = TrainConfig()  # the defaults of `train`
+
+
+def _joined(numbers: tuple[int, ...]) -> str:
+    return ",".join(str(int(number)) for number in numbers)
+
+
+def main() -> None:
+    """Run the command line; end with status 1 and one line on any error that a user can act on."""
+    try:
+        app()
+    except (FastdiffError, OSError) as error:
+        sys.exit(f"error: {' '.join(str(error).split())}")
+
+
+@app.command(epilog="Example: fastdiff sample --steps 20 --guidance 2 --out samples.png")
+def sample(
+    checkpoint: Annotated[
+        str, typer.Option(help="Checkpoint folder, run folder, or the name of a shipped one.")
+    ] = "digits",
+    out: Annotated[Path, typer.Option(help="PNG to write.")] = Path("samples.png"),
+    sampler: Annotated[str, typer.Option(help="ddim or ddpm.")] = "ddim",
+    steps: Annotated[int, typer.Option(help="Network evaluations.")] = 50,
+    eta: Annotated[str | None, typer.Option(help="DDIM's eta: 0 deterministic, 1 ancestral, or sigma-hat.")] = None,
+    spacing: Annotated[str, typer.Option(help="leading, trailing, linspace, linear or quadratic.")] = "leading",
+    guidance: Annotated[float, typer.Option(help="w of u + w (c - u): 1 is none. For a network with classes.")] = 1.5,
+    per_class: Annotated[int, typer.Option(help="Samples of each class: one row of the picture.")] = 10,
+    count: Annotated[int, typer.Option(help="Samples in all, for a network without classes.")] = 100,
+    seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="What the network computes in: float32, bfloat16 or float16.")] = "float32",
+    backend: Annotated[str, typer.Option(help="auto, or one that `fastdiff info` lists.")] = "auto",
+) -> None:
+    """Draw samples from a checkpoint and write them as a PNG."""
+    picture = pictures.checked(out)
+    place, model_dtype = _device(device), lookup("dtype", dtype, DTYPES)
+    loaded = checkpoints.load(checkpoint, place)
+    options: dict[str, Any] = {} if eta is None else {"eta": _eta(eta)}
+    plan = loaded.plan(sampler, steps=steps, spacing=spacing, **options)
+    classes = len(loaded.classes)
+    labels = torch.arange(classes, device=place).repeat_interleave(_positive("per-class", per_class))
+    number = len(labels) if classes else _positive("count", count)
+
+    started = time.perf_counter()
+    x = run_plan(
+        loaded.model.to(model_dtype),
+        plan,
+        (number, *loaded.shape),
+        seed=seed,
+        cond={"y": labels} if classes else None,
+        guidance=guidance if classes else 1.0,
+        dtype=model_dtype,
+        backend=backend,
+        progress=True,
+    ).cpu()
+    seconds = time.perf_counter() - started
+
+    pictures.save(x, picture, columns=per_class if classes else max(1, round(number**0.5)))
+    drawn_with = f"{plan.name}, guidance {guidance:g}" if classes else plan.name
+    typer.echo(f"wrote    {picture.resolve()}")
+    typer.echo(f"sampler  {drawn_with}")
+    typer.echo(f"speed    {number / seconds:.1f} images/s ({number} in {seconds:.2f} s)")
+    typer.echo(f"backend  {dispatch.resolve(backend, place)} on {place}")
+
+
+@app.command(epilog="Example: fastdiff train --data digits --out runs/digits")
+def train(
+    data: Annotated[str, typer.Option(help="digits, folder:PATH, hf:PATH, swiss_roll, moons, ...")] = RUN.data,
+    out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/digits"),
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    size: Annotated[int | None, typer.Option(help="Side of the images read from disk.")] = RUN.size,
+    channels: Annotated[int | None, typer.Option(help="1 or 3, for images read from disk.")] = RUN.channels,
+    schedule: Annotated[str, typer.Option(help="Noise schedule.")] = RUN.schedule,
+    levels: Annotated[int, typer.Option(help="Levels T of the schedule.")] = RUN.T,
+    prediction: Annotated[str, typer.Option(help="eps, x0, v, score or flow.")] = RUN.prediction,
+    width: Annotated[int, typer.Option(help="Channels of the network's first level.")] = RUN.width,
+    multipliers: Annotated[str, typer.Option(help="Channels of each level as multiples of --width.")] = _joined(
+        RUN.multipliers
+    ),
+    blocks: Annotated[int, typer.Option(help="Residual blocks a level.")] = RUN.blocks,
+    attention: Annotated[str, typer.Option(help="For each level, 1 if it attends.")] = _joined(RUN.attention),
+    dropout: Annotated[float, typer.Option(help="Dropout in the network.")] = RUN.dropout,
+    condition_dropout: Annotated[
+        float, typer.Option(help="How often a label is dropped, for guidance.")
+    ] = RUN.condition_dropout,
+    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = RUN.steps,
+    batch: Annotated[int, typer.Option(help="Samples a step.")] = RUN.batch,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = RUN.lr,
+    warmup: Annotated[int, typer.Option(help="Steps of warm-up.")] = RUN.warmup,
+    weight_decay: Annotated[float, typer.Option(help="AdamW's weight decay.")] = RUN.weight_decay,
+    clip_norm: Annotated[float, typer.Option(help="Bound of the gradient's norm.")] = RUN.clip_norm,
+    ema: Annotated[float, typer.Option(help="Decay of the averaged weights.")] = RUN.ema,
+    precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = RUN.precision,
+    seed: Annotated[int, typer.Option(help="Seed of the whole run.")] = RUN.seed,
+    save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = RUN.save_every,
+    sample_every: Annotated[int, typer.Option(help="Steps between sample grids.")] = RUN.sample_every,
+    workers: Annotated[int, typer.Option(help="Processes that read data.")] = RUN.workers,
+    tracker: Annotated[str, typer.Option(help="none or tensorboard.")] = RUN.tracker,
+) -> None:
+    """Train a network; its checkpoints can be sampled, exported and resumed."""
+    try:
+        from fastdiff.train.trainer import train as run_training
+    except ImportError as error:
+        raise MissingDependencyError(f"training needs {error.name}: pip install 'fastdiff-sampler[train]'") from None
+    config = TrainConfig(
+        data=data,
+        size=size,
+        channels=channels,
+        schedule=schedule,
+        T=levels,
+        prediction=prediction,
+        width=width,
+        multipliers=_numbers("multipliers", multipliers),
+        blocks=blocks,
+        attention=tuple(bool(number) for number in _numbers("attention", attention)),
+        dropout=dropout,
+        condition_dropout=condition_dropout,
+        steps=steps,
+        batch=batch,
+        lr=lr,
+        warmup=warmup,
+        weight_decay=weight_decay,
+        clip_norm=clip_norm,
+        ema=ema,
+        precision=precision,
+        seed=seed,
+        save_every=save_every,
+        sample_every=sample_every,
+        workers=workers,
+        tracker=tracker,
+    )
+    typer.echo(f"trained  {run_training(config, out, resume=resume)}")
+
+
+@app.command(epilog="Example: fastdiff export runs/digits my-checkpoint")
+def export(
+    run: Annotated[str, typer.Argument(help="Run or checkpoint folder.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write; it is replaced.")],
+) -> None:
+    """Copy a run's newest checkpoint without what only training needs."""
+    folder = checkpoints.find(run)
+    training = checkpoints.read_config(folder).get("training")
+    checkpoints.save(out, checkpoints.load(folder), training)
+    typer.echo(f"wrote    {out}")
+
+
+@app.command()
+def info() -> None:
+    """Show versions, devices and backends, and why one is missing."""
+    typer.echo(system.info())
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from None
+    return device
+
+
+def _eta(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _positive(name: str, value: int) -> int:
+    if value < 1:
+        raise InputError(f"--{name} must be at least 1, got {value}")
+    return value
+
+
+def _numbers(name: str, text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"--{name} must be whole numbers with commas between, got {text!r}") from None
