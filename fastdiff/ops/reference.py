@@ -93,7 +93,7 @@ def step(
     sources = {"x": x, "y": y, "0": x0, "e": eps, **_slots(history)}
     x_next = _linear(coefficient, {"c" + name: value for name, value in {**sources, "z": spread}.items()}, like=x)
     if y is not None:
-        anchor = {"dy": torch.ones_like(table[:1, 0]), **coefficient}
+        anchor = {"dy": x.new_ones(()), **coefficient}
         y.copy_(_linear(anchor, {"d" + name: value for name, value in {**sources, "z": z}.items()}, like=x))
     if history is not None and "slot" in coefficient:
         _store(history, coefficient["slot"], x0 if stores == "x0" else eps)

@@ -13,8 +13,7 @@ Indices = npt.NDArray[np.int64]
 
 
 def _leading(T: int, steps: int) -> Indices:
-    i: Indices = np.arange(steps)
-    return i * (T // steps)
+    return np.array([i * (T // steps) for i in range(steps)])
 
 
 def _trailing(T: int, steps: int) -> Indices:
@@ -26,13 +25,11 @@ def _linspace(T: int, steps: int) -> Indices:
 
 
 def _linear(T: int, steps: int) -> Indices:
-    i: Indices = np.arange(1, steps + 1)
-    return i * T // steps - 1
+    return np.array([i * T // steps - 1 for i in range(1, steps + 1)])
 
 
 def _quadratic(T: int, steps: int) -> Indices:
-    i: Indices = np.arange(1, steps + 1)
-    return np.maximum(i, i * i * T // steps**2) - 1
+    return np.array([max(i, i * i * T // steps**2) - 1 for i in range(1, steps + 1)])
 
 
 _SPACINGS: dict[str, Callable[[int, int], Indices]] = {

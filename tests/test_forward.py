@@ -1,0 +1,59 @@
+"""q_sample: noising data."""
+
+import pytest
+import torch
+
+import fastdiff as fd
+
+SCHEDULE = fd.schedules.cosine(50)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_is_alpha_x0_plus_sigma_eps(dtype):
+    """x_t equals the formula in float64, to one rounding of the dtype of x0."""
+    x0 = torch.randn(5, 3, 7, 2, dtype=dtype)
+    t = torch.tensor([0, 49, 10, 10, 30])
+    x_t, eps = fd.q_sample(x0, t, SCHEDULE, seed=4, return_noise=True)
+    alpha, sigma = (torch.from_numpy(a.copy())[t].view(-1, 1, 1, 1) for a in (SCHEDULE.alpha, SCHEDULE.sigma))
+    expected = alpha * x0.double() + sigma * eps.double()
+    assert x_t.dtype == dtype
+    # float64 rounds like the reference up to one last digit; narrower types round once from float32.
+    unit = max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps if dtype != torch.float64 else 0)
+    torch.testing.assert_close(x_t.double(), expected, rtol=2 * unit, atol=2 * unit)
+
+
+def test_noise_is_the_published_one():
+    """The noise comes from stream q_sample by seed, index and step, or is what was given."""
+    x0 = torch.zeros(2, 6)
+    _, eps = fd.q_sample(x0, 3, SCHEDULE, seed=[1, 2], index=[8, 9], step=4, return_noise=True)
+    assert torch.equal(eps, fd.noise.normal((2, 6), seed=[1, 2], index=[8, 9], step=4, stream="q_sample"))
+    given = torch.randn(2, 6)
+    _, eps = fd.q_sample(x0, 3, SCHEDULE, noise=given, return_noise=True)
+    assert torch.equal(eps, given)
+
+
+def test_one_t_is_one_for_each():
+    """A single t serves the whole batch."""
+    x0 = torch.randn(3, 4)
+    assert torch.equal(fd.q_sample(x0, 7, SCHEDULE), fd.q_sample(x0, [7, 7, 7], SCHEDULE))
+
+
+def test_gradient_is_alpha():
+    """d x_t / d x0 = alpha_t."""
+    x0 = torch.randn(2, 3, requires_grad=True)
+    fd.q_sample(x0, [0, 20], SCHEDULE).sum().backward()
+    expected = torch.tensor(SCHEDULE.alpha[[0, 20]], dtype=torch.float32)[:, None].expand(2, 3)
+    torch.testing.assert_close(x0.grad, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("t", [-1, 50, [0, 50], [0], [[0, 1]], torch.tensor([0.0, 1.0])])
+def test_bad_t(t):
+    """t outside the schedule, of another length or not whole is refused."""
+    with pytest.raises(fd.InputError, match="t must be"):
+        fd.q_sample(torch.zeros(2, 4), t, SCHEDULE)
+
+
+def test_bad_noise_shape():
+    """Noise of another shape is refused rather than broadcast."""
+    with pytest.raises(fd.InputError, match="noise must have the shape of x0"):
+        fd.q_sample(torch.zeros(2, 4), 0, SCHEDULE, noise=torch.zeros(1, 4))

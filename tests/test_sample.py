@@ -1,0 +1,233 @@
+"""The loop: guidance, seeds, dtypes, callbacks, checks."""
+
+import numpy as np
+import pytest
+import torch
+
+import fastdiff as fd
+
+SCHEDULE = fd.schedules.linear(100)
+SHAPE = (4, 2, 3, 3)
+
+
+def model(x, t, y=None):
+    """A smooth stand-in that depends on all its inputs and on no other sample of the batch."""
+    shift = 0.0 if y is None else y.to(x.dtype).view(-1, 1, 1, 1) / 10
+    return torch.tanh(x + shift) * torch.cos(t.to(x.dtype) / 50).view(-1, 1, 1, 1)
+
+
+def plan(**options):
+    return fd.samplers.ddim(SCHEDULE, **{"steps": 6, "eta": 1.0, **options})
+
+
+def labels(*values):
+    return {"y": torch.tensor(values)}
+
+
+def test_is_the_formula_of_the_paper():
+    """The whole loop equals DDIM's equations 12 and 16 written with abar, in float64."""
+    steps = plan(clip=None)
+    x = fd.noise.normal(SHAPE, seed=3).double()
+    abar = np.append(SCHEDULE.alpha[[80, 64, 48, 32, 16, 0]] ** 2, 1.0)
+    for row, t in enumerate([80, 64, 48, 32, 16, 0]):
+        now, prev = abar[row], abar[row + 1]
+        eps = model(x, torch.full((4,), float(t)))
+        s = np.sqrt((1 - prev) / (1 - now) * (1 - now / prev))
+        x0 = (x - np.sqrt(1 - now) * eps) / np.sqrt(now)
+        z = fd.noise.normal(SHAPE, seed=3, step=row, stream="step").double()
+        x = np.sqrt(prev) * x0 + np.sqrt(max(1 - prev - s**2, 0)) * eps + s * z
+    got = fd.sample(model, plan(timesteps=[80, 64, 48, 32, 16, 0], clip=None), SHAPE, seed=3, dtype=torch.float64)
+    # Six rows of float64 arithmetic.
+    torch.testing.assert_close(got, x, rtol=1e-11, atol=1e-11)
+    assert steps.t.tolist() == [80, 64, 48, 32, 16, 0]
+    assert got.dtype == torch.float64
+
+
+def test_a_sample_is_its_own():
+    """Sample 17 of seed 5 is the same bits alone, in a batch, and at another place in it."""
+    whole = fd.sample(model, plan(), SHAPE, seed=5, index=[16, 17, 18, 19])
+    alone = fd.sample(model, plan(), (1, *SHAPE[1:]), seed=5, index=[17])
+    mixed = fd.sample(model, plan(), SHAPE, seed=[1, 2, 5, 3], index=[0, 17, 17, 2])
+    assert torch.equal(whole[1], alone[0])
+    assert torch.equal(mixed[2], alone[0])
+
+
+def test_guidance_is_the_combination():
+    """u + w (c - u) for one w and for one each; w = 1 is the conditional branch, 0 the unconditional one."""
+    cond, uncond = labels(1, 2, 3, 4), labels(9, 9, 9, 9)
+    w = torch.tensor([0.0, 1.0, 2.5, -1.0])
+
+    def combined(x, t):
+        u, c = model(x, t, **uncond), model(x, t, **cond)
+        return torch.lerp(u, c, w.view(-1, 1, 1, 1))
+
+    guided = fd.sample(model, plan(), SHAPE, cond=cond, uncond=uncond, guidance=w)
+    torch.testing.assert_close(guided, fd.sample(combined, plan(), SHAPE), rtol=1e-6, atol=1e-6)
+    assert torch.equal(guided[0], fd.sample(model, plan(), SHAPE, cond=uncond)[0])
+    assert torch.equal(guided[1], fd.sample(model, plan(), SHAPE, cond=cond)[1])
+    twice = fd.sample(model, plan(), SHAPE, cond=cond, uncond=uncond, guidance=2.5)
+    assert torch.equal(twice[2], guided[2])
+
+
+def test_guidance_one_skips_the_unconditional_branch():
+    """At w = 1 the network sees the batch once; otherwise once with both branches."""
+    seen = []
+
+    def counting(x, t, y):
+        seen.append(len(x))
+        return model(x, t, y)
+
+    cond, uncond = labels(1, 2, 3, 4), labels(0, 0, 0, 0)
+    fd.sample(counting, plan(steps=2), SHAPE, cond=cond, uncond=uncond)
+    fd.sample(counting, plan(steps=2), SHAPE, cond=cond, uncond=uncond, guidance=2.0)
+    assert seen == [4, 4, 8, 8]
+
+
+def test_network_with_null_token_needs_no_uncond():
+    """A model that has `unconditional` supplies the other branch."""
+    network = fd.models.MLP(fd.models.MLPConfig(width=8, layers=1, classes=3))
+    torch.nn.init.normal_(network.output[-1].weight, generator=torch.Generator().manual_seed(0))
+    cond = labels(0, 1, 2, 0)
+    asked = fd.sample(network, plan(), (4, 2), cond=cond, guidance=3.0)
+    told = fd.sample(network, plan(), (4, 2), cond=cond, uncond=labels(3, 3, 3, 3), guidance=3.0)
+    assert torch.equal(asked, told)
+
+
+def test_learned_variance_scales_the_noise():
+    """v = -1 and v = 1 give the small and the large variance, to float32 rounding of exp."""
+    for v, variance in ((-1.0, "small"), (1.0, "large")):
+
+        def with_variance(x, t, v=v):
+            return torch.cat([model(x, t), torch.full_like(x, v)], dim=1)
+
+        learned = fd.sample(with_variance, fd.samplers.ddpm(SCHEDULE, steps=5, variance="learned_range"), SHAPE)
+        fixed = fd.sample(model, fd.samplers.ddpm(SCHEDULE, steps=5, variance=variance), SHAPE)
+        torch.testing.assert_close(learned, fixed, rtol=1e-5, atol=1e-5)
+
+
+def test_network_that_learned_its_variance_runs_other_plans():
+    """The variance channels are dropped where the plan does not use them."""
+
+    def with_variance(x, t):
+        return torch.cat([model(x, t), torch.full_like(x, torch.pi)], dim=1)
+
+    assert torch.equal(fd.sample(with_variance, plan(), SHAPE), fd.sample(model, plan(), SHAPE))
+
+
+def test_history_and_anchor_reach_the_step():
+    """A plan with history and anchor: x' = h_0 (the x0 before) and y = x at the start."""
+    columns = {"po": 1.0, "ch0": [0.0, 1.0], "cy": [1.0, 1.0], "slot": [0, -1]}
+    steps = fd.Plan.build("history", [1.0, 0.0], columns)
+    start = torch.randn(SHAPE)
+    outs = []
+
+    def recording(x, t):
+        outs.append(model(x, t))
+        return outs[-1]
+
+    got = fd.sample(recording, steps, SHAPE, x_init=start)
+    torch.testing.assert_close(got, outs[0] + start, rtol=0, atol=1e-6)
+
+
+def test_model_reads_the_scaled_input_in_its_dtype():
+    """The network sees scale_in x of its own row, in the dtype asked for, and its time as float32."""
+    seen = []
+
+    def watching(x, t):
+        seen.append((x.dtype, t.dtype, t[0].item(), x.double().std().item()))
+        return torch.zeros_like(x)
+
+    schedule = fd.schedules.karras(10, sigma_min=0.1, sigma_max=10.0).with_unit_input()
+    steps = fd.samplers.ddim(schedule, steps=3, spacing="trailing", clip=None)
+    x = fd.sample(watching, steps, (1, 1, 64, 64), dtype=torch.bfloat16)
+    assert x.dtype == torch.float32
+    assert [entry[:3] for entry in seen] == [(torch.bfloat16, torch.float32, t) for t in (9.0, 6.0, 2.0)]
+    # With eps = 0 the state stays sigma_max z; 4,096 draws have a relative spread of 1.1 %.
+    expected = 10.0 * steps.column("scale_in")
+    np.testing.assert_allclose([entry[3] for entry in seen], expected, rtol=0.05)
+
+
+def test_start_state_and_noise_can_be_given():
+    """x_init replaces the first noise and is left alone; `noise` replaces both streams and is told row and shape."""
+    start = torch.randn(SHAPE)
+    kept = start.clone()
+    calls = []
+
+    def ones(stream, draw, shape):
+        calls.append((stream, draw, shape))
+        return torch.ones(shape)
+
+    fd.sample(model, plan(), SHAPE, x_init=start, noise=ones)
+    assert torch.equal(start, kept)
+    assert calls == [("step", row, SHAPE) for row in range(6)]
+    calls.clear()
+    fd.sample(model, plan(steps=2, eta=0.0), SHAPE, noise=ones)
+    assert calls == [("init", 0, SHAPE)]
+
+
+def test_callback_sees_every_row():
+    """callback(row, x, x0): the last x0 is the result, since the last row lands on it."""
+    seen = []
+    result = fd.sample(model, plan(), SHAPE, callback=lambda row, x, x0: seen.append((row, x.clone(), x0.clone())))
+    assert [row for row, _, _ in seen] == list(range(6))
+    assert torch.equal(seen[-1][1], result)
+    torch.testing.assert_close(seen[-1][2], result, rtol=0, atol=0)
+
+
+def test_leaves_no_gradient():
+    """Sampling tracks no gradient, whatever the parameters want."""
+    network = fd.models.MLP(fd.models.MLPConfig(width=8, layers=1))
+    assert not fd.sample(network, plan(), (2, 2)).requires_grad
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_names_the_row_of_a_bad_output(bad):
+    """A model output that is not finite is named by row, time and sample, even where clipping would hide it."""
+
+    def breaking(x, t):
+        out = model(x, t)
+        out[2] = torch.where(t[2] < 50, bad, out[2])
+        return out
+
+    with pytest.raises(fd.NonFiniteError, match=r"the model output at row 2 of 6 \(t = 48\), sample 2 of the batch"):
+        fd.sample(breaking, plan(), SHAPE)
+    assert fd.sample(breaking, plan(), SHAPE, check_finite=False).shape == SHAPE
+
+
+def test_names_the_row_of_a_bad_state():
+    """A state that overflows is named by the row after which it did."""
+    steps = fd.Plan.build("grows", [2.0, 1.0, 0.0], {"cx": [1.0, 3e38, 3e38]})
+    with pytest.raises(fd.NonFiniteError, match="the state after row 1 of 3"):
+        fd.sample(lambda x, t: torch.zeros_like(x), steps, (1, 2), x_init=torch.full((1, 2), 2.0))
+
+
+def test_refuses_a_bad_start():
+    """NaN in x_init is named before the network is called."""
+    with pytest.raises(fd.NonFiniteError, match="x_init"):
+        fd.sample(model, plan(), SHAPE, x_init=torch.full(SHAPE, torch.nan))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"x_init": torch.zeros(4, 2, 3, 4)}, "x_init must have the shape"),
+        ({"seed": [1, 2]}, "seed must be one number or one for each of 4 samples"),
+        ({"cond": labels(1, 2), "guidance": 1.0}, "condition 'y' must have the batch of 4 first"),
+        ({"cond": labels(1, 2, 3, 4), "guidance": 2.0}, "guidance needs `uncond`"),
+        ({"cond": labels(1, 2, 3, 4), "uncond": {}, "guidance": 2.0}, "must have the same names"),
+        ({"guidance": torch.ones(3)}, "guidance must be a number or have shape"),
+        ({"backend": "cuad"}, "did you mean 'cuda'"),
+    ],
+)
+def test_bad_input(arguments, message):
+    """What does not match is refused with a line that names it."""
+    with pytest.raises(fd.InputError, match=message):
+        fd.sample(model, plan(), SHAPE, **arguments)
+
+
+def test_refuses_a_model_of_another_shape():
+    """A model that returns another shape is named with both."""
+    with pytest.raises(fd.InputError, match=r"returned shape \(4, 3, 3, 3\), this plan needs \(4, 2, 3, 3\)"):
+        fd.sample(lambda x, t: torch.zeros(4, 3, 3, 3), plan(), SHAPE)
+    with pytest.raises(fd.InputError, match=r"this plan needs \(4, 4, 3, 3\)"):
+        fd.sample(model, fd.samplers.ddpm(SCHEDULE, steps=2, variance="learned_range"), SHAPE)
