@@ -14,7 +14,7 @@ help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1	/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
 
 demo: .venv/.run  ## install what sampling needs and draw samples.png
-	$(BIN)/fastdiff sample --out samples.png
+	$(BIN)/fastdiff sample --steps 20 --out samples.png
 
 check: lint types test  ## lint, types and test
 
@@ -30,7 +30,7 @@ test: .venv/.dev  ## pytest
 
 checkpoint: .venv/.dev  ## train the shipped checkpoint again
 	$(BIN)/fastdiff train --data digits --out runs/digits
-	$(BIN)/fastdiff export runs/digits fastdiff/checkpoints/digits
+	$(BIN)/fastdiff export runs/digits fastdiff/checkpoints/digits --dtype float16
 
 quality: .venv/.dev  ## measure sample quality
 	$(BIN)/python -m bench.quality

@@ -48,7 +48,8 @@ class Classifier(nn.Module):
     @torch.no_grad()
     def predict(self, x: Tensor) -> Tensor:
         """Return the classes of images [N, 1, 8, 8], int64 [N]."""
-        return self(x).argmax(dim=1)
+        scores: Tensor = self(x)
+        return scores.argmax(dim=1)
 
     def fingerprint(self) -> str:
         """Return a SHA-256 of the weights."""
@@ -69,8 +70,8 @@ def train(x: Tensor, labels: Tensor, *, epochs: int = 40, seed: int = 0) -> Clas
         optimizer = torch.optim.AdamW(classifier.parameters(), lr=_LEARNING_RATE, weight_decay=0.01)
         decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
         for _ in range(epochs):
-            for batch in torch.randperm(len(x)).split(_BATCH):
-                loss = F.cross_entropy(classifier(_shifted(x[batch])), labels[batch])
+            for batch in torch.split(torch.randperm(len(x)), _BATCH):
+                loss = F.cross_entropy(classifier(_shifted(x[batch])), labels[batch], label_smoothing=0.1)
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 QUANTILES = {"min": 0.0, "5 %": 0.05, "25 %": 0.25, "median": 0.5, "75 %": 0.75}
-COPY = 0.5  # nearer than this is a copy: half the range of one pixel, spread over all of them
+COPY = 0.5  # nearer than this is a copy: over 8x8 pixels, half of one of the 16 grey levels in each
 
 
 def nearest(x: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
-    """Return for each of x [N, ...] its nearest of reference [M, ...]: Euclidean distance float64 [N], index int64 [N]."""
+    """Return each x's [N, ...] nearest of reference [M, ...]: Euclidean distance, float64 [N], and index, int64 [N]."""
     # Through a matrix product, the default, small distances would be differences of large numbers.
     exact = "donot_use_mm_for_euclid_dist"
     distances = torch.cdist(x.flatten(1).double(), reference.flatten(1).double(), compute_mode=exact)

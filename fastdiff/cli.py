@@ -161,11 +161,17 @@ def train(
 def export(
     run: Annotated[str, typer.Argument(help="Run or checkpoint folder.")],
     out: Annotated[Path, typer.Argument(help="Folder to write; it is replaced.")],
+    dtype: Annotated[
+        str, typer.Option(help="What the weights are stored in: float32, bfloat16 or float16.")
+    ] = "float32",
 ) -> None:
     """Copy a run's newest checkpoint without what only training needs."""
+    stored_as = lookup("dtype", dtype, DTYPES)
     folder = checkpoints.find(run)
     training = checkpoints.read_config(folder).get("training")
-    checkpoints.save(out, checkpoints.load(folder), training)
+    loaded = checkpoints.load(folder)
+    loaded.model.to(stored_as)
+    checkpoints.save(out, loaded, training)
     typer.echo(f"wrote    {out}")
 
 

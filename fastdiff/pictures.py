@@ -43,8 +43,14 @@ def checked(path: str | Path) -> Path:
 
 
 def to_uint8(x: Tensor) -> Tensor:
-    """Return [-1, 1] as 0..255, rounded and clamped, uint8 of the same shape."""
-    return ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    """Return floats in [-1, 1], of any shape, as uint8 in 0..255, rounded to nearest and clamped.
+
+    Raises:
+        InputError: x does not hold floats.
+    """
+    if not x.is_floating_point():
+        raise InputError(f"to_uint8 takes floats in [-1, 1], not {x.dtype}: scale the images first")
+    return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 def grid(x: Tensor, columns: int) -> Image.Image:

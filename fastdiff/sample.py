@@ -43,8 +43,8 @@ def sample(
     """Run a plan from noise (or from `x_init`) to data.
 
     Args:
-        model: `model(x, t, **cond) -> out`; x [B, ...] in `dtype`, t float32 [B] from the plan, out of the shape of x
-            (twice the channels where the network learns its variance).
+        model: `model(x, t, **cond) -> out`; x [B, ...] in `dtype`, t [B] from the plan in the dtype of the state, out
+            of the shape of x (twice the channels where the network learns its variance).
         plan: the sampler's table.
         shape: (B, ...) of the samples.
         seed: one seed for all samples or one each, 0..2^64-1.
@@ -82,7 +82,7 @@ def sample(
     condition = _conditions(model, cond or {}, uncond, branches, batch)
 
     table = torch.from_numpy(plan.table.copy()).to(device=place, dtype=state_dtype)
-    times = torch.from_numpy(plan.t.copy()).to(device=place, dtype=torch.float32)
+    times = torch.from_numpy(plan.t.copy()).to(device=place, dtype=state_dtype)
     rows = torch.arange(len(plan), device=place)
     model_input = torch.empty((branches, *x.shape), device=place, dtype=dtype)
     model_input.copy_(x * float(plan.column("scale_in")[0]))

@@ -17,7 +17,7 @@ def _leading(T: int, steps: int) -> Indices:
 
 
 def _trailing(T: int, steps: int) -> Indices:
-    return np.rint(T - np.arange(steps)[::-1] * (T / steps) - 1).astype(np.int64)
+    return np.array([round(T - i * (T / steps)) - 1 for i in reversed(range(steps))])
 
 
 def _linspace(T: int, steps: int) -> Indices:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+import torch
+
 from fastdiff import prediction as predictions
 from fastdiff import schedules
 from fastdiff.errors import InputError, lookup
 
-PRECISIONS = {"fp32": "no", "bf16": "bf16"}
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 TRACKERS = {"none": None, "tensorboard": "tensorboard"}
 # These may change when a run is resumed: they decide when a run stops and what it shows, not where it goes.
 _FREE = ("save_every", "sample_every", "workers", "tracker")
@@ -52,8 +54,8 @@ class TrainConfig:
     attention: tuple[bool, ...] = (False, True)
     dropout: float = 0.1
     condition_dropout: float = 0.1
-    steps: int = 6000
-    batch: int = 128
+    steps: int = 5000
+    batch: int = 64
     lr: float = 1e-3
     warmup: int = 200
     weight_decay: float = 0.01

@@ -18,16 +18,18 @@ from tqdm import tqdm
 from fastdiff import checkpoint as checkpoints
 from fastdiff import models, pictures, schedules
 from fastdiff.checkpoint import Checkpoint
-from fastdiff.errors import InputError, MissingDependencyError, NonFiniteError
+from fastdiff.errors import InputError, NonFiniteError
 from fastdiff.sample import sample
 from fastdiff.schedules import Schedule
 from fastdiff.train import data as datasets
 from fastdiff.train.config import PRECISIONS, TRACKERS, TrainConfig
 from fastdiff.train.data import Data
+from fastdiff.train.libraries import require
 from fastdiff.train.objectives import l_simple
 
 STATE = "training.safetensors"
 SAMPLES_PER_CLASS = 8
+REPORT_EVERY = 20  # steps; reading the loss waits for the device
 # Names the independent random streams that share a run's seed.
 _TIMES_STREAM, _NETWORK_STREAM = 1, 2
 
@@ -98,15 +100,17 @@ class Trainer:
             while self.step < config.steps:
                 loss = self._advance(next(batches))
                 bar.update()
-                if self.step % config.save_every == 0 or self.step == config.steps:
+                if self._due(REPORT_EVERY):
                     self._report(bar, float(loss))
+                if self._due(config.save_every):
                     self._save()
-                if self.step % config.sample_every == 0 or self.step == config.steps:
+                if self._due(config.sample_every):
                     self._draw_samples()
-                if bar.n % 20 == 0 and not bar.disable:
-                    bar.set_postfix(loss=f"{float(loss):.4f}")
         accelerator.end_training()
         return self._folder()
+
+    def _due(self, every: int) -> bool:
+        return self.step % every == 0 or self.step == self.config.steps
 
     def _advance(self, batch: Batch) -> Tensor:
         config = self.config
@@ -114,7 +118,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(config, self.step)
         self.model.train()
-        with self.accelerator.autocast():
+        with self._autocast():
             loss = l_simple(
                 self.model,
                 batch.x0,
@@ -133,6 +137,10 @@ class Trainer:
         self.step += 1
         update_average(self.average, self.accelerator.unwrap_model(self.model), config.ema, self.step)
         return loss.detach()
+
+    def _autocast(self) -> torch.autocast:
+        dtype = PRECISIONS[self.config.precision]
+        return torch.autocast(self.accelerator.device.type, dtype, enabled=dtype != torch.float32)
 
     def _batches(self) -> Iterator[Batch]:
         """Yield this process's share of every batch from the current step on."""
@@ -158,8 +166,7 @@ class Trainer:
     def _report(self, bar: tqdm, loss: float) -> None:
         if not math.isfinite(loss):
             raise NonFiniteError(f"the loss is {loss} at step {self.step}: lower the learning rate (--lr)")
-        if self.accelerator.is_main_process:
-            bar.write(f"step {self.step}/{self.config.steps}  loss {loss:.4f}  {self._folder()}")
+        bar.set_postfix(loss=f"{loss:.4f}")
         self.accelerator.log({"loss": loss, "lr": learning_rate(self.config, self.step - 1)}, step=self.step)
 
     def checkpoint(self) -> Checkpoint:
@@ -246,15 +253,12 @@ def update_average(average: nn.Module, model: nn.Module, decay: float, step: int
 
 
 def _accelerator(config: TrainConfig, out: Path) -> Accelerator:
+    # Autocast is ours: Accelerate fixes one precision for a whole process, which may train twice.
     tracker = TRACKERS[config.tracker]
-    try:
-        accelerator = Accelerator(mixed_precision=PRECISIONS[config.precision], log_with=tracker, project_dir=out)
-        if tracker is not None:
-            accelerator.init_trackers("tensorboard")
-    except (ImportError, ValueError) as error:
-        raise MissingDependencyError(
-            f"{config.precision} with tracker {config.tracker!r} cannot start here: {error}"
-        ) from None
+    accelerator = Accelerator(mixed_precision="no", log_with=tracker, project_dir=out)
+    if tracker is not None:
+        require(tracker, tracker)  # Accelerate would go on without it and say nothing
+        accelerator.init_trackers("fastdiff")
     return accelerator
 
 

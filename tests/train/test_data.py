@@ -17,7 +17,8 @@ from PIL import Image, ImageOps
 from torch.utils.data import DataLoader, TensorDataset
 
 from fastdiff.errors import InputError, MissingDependencyError
-from fastdiff.train.data import Data, batches, load, to_uint8
+from fastdiff.pictures import to_uint8
+from fastdiff.train.data import Data, batches, load
 
 TOYS = ("swiss_roll", "moons", "gaussian_mixture", "checkerboard")
 
