@@ -22,8 +22,7 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        _flush(temporary)
-        temporary.chmod(0o666 & ~_umask())
+        _publish(temporary)
         temporary.replace(path)
     finally:
         with suppress(FileNotFoundError):
@@ -41,7 +40,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         for file in temporary.iterdir():
-            _flush(file)
+            _publish(file)
         temporary.chmod(0o777 & ~_umask())
         with tempfile.TemporaryDirectory(prefix=f".{path.name}-old-", dir=path.parent) as old:
             if path.exists():
@@ -57,10 +56,11 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text)
 
 
-def _flush(file: Path) -> None:
-    """Make the file's bytes durable, so that a rename never outlives its content."""
+def _publish(file: Path) -> None:
+    """Give a file its usual permissions, and make its bytes durable, so that a rename never outlives its content."""
     with file.open("rb") as stream:
         os.fsync(stream.fileno())
+    file.chmod(0o666 & ~_umask())
 
 
 def _umask() -> int:

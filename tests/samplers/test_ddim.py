@@ -172,7 +172,7 @@ def test_is_ddpm_at_eta_one(schedule: Schedule, eta: float, variance: str, clip:
             )
             out, z = gaussian(4, 8, seed=1000 + row), gaussian(4, 8, seed=2000 + row)
             a, b = update(ours, row, x, out, z), update(ancestral, row, x, out, z)
-            # eps = (x - alpha x0) / sigma divides a rounding by sigma >= 2e-3 before sigma_prev multiplies it.
+            # Measured: 4.5e-14. x0 and eps cancel where alpha_prev x0 is large against x_prev.
             assert (a - b).abs().max() <= 1e-12 * max(1.0, float(x.abs().max()))
 
 
@@ -214,8 +214,8 @@ def test_predictions_agree(schedule: Schedule, eta: Any, clip: float | None, red
         runs[name], _ = trajectory(denoiser(schedule, name), plan, x_init)
     scale = runs["x0"].abs().max()
     for name, states in runs.items():
-        # Measured: 4e-15; an eps prediction divides its rounding by alpha >= 7e-3.
-        assert (states - runs["x0"]).abs().max() <= 1e-12 * scale, name
+        # Measured: 8e-16. An eps prediction divides its rounding by alpha >= 0.03, and the denoiser forgives most.
+        assert (states - runs["x0"]).abs().max() <= 1e-13 * scale, name
 
 
 # --- in other coordinates
@@ -259,9 +259,9 @@ def test_variance_exploding_form_is_the_same_sampler(eta: float) -> None:
     preserving, x0 = trajectory(model, plan, gaussian(3, 5))
     rescaled, same = trajectory(model, other, gaussian(3, 5) / alpha[0])
     following = torch.from_numpy(np.append(alpha[1:], 1.0))[:, None, None]
-    # Measured: MEASURE, in units of x_VP; the first states are 150 times as large in VE.
-    assert (rescaled * following - preserving).abs().max() <= 1e-12
-    assert (same - x0).abs().max() <= 1e-12
+    # Measured: 1.3e-15, in units of x_VP; the first states are 150 times as large in VE.
+    assert (rescaled * following - preserving).abs().max() <= 1e-13
+    assert (same - x0).abs().max() <= 1e-13
 
 
 def test_sigma_hat_depends_on_the_coordinates() -> None:
