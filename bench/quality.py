@@ -4,9 +4,10 @@
     python -m bench.quality --resume            # go on where a run was interrupted
     python -m bench.quality --render-only       # tables and figures from the numbers that are there
 
-The labels asked for are those of training images taken at random: all of them for the headline, so that class counts
-are the train split's. Every cell starts from the same noise. A distance is between the samples and the held-out split;
-its floor is the distance of as many real training images, so that the bias of finite samples is the same in both.
+The labels asked for are those of training images in random order, each four times for the headline, so that class
+counts are the train split's. Every cell starts from the same noise. A distance is between the samples and the held-out
+split; its floor is that of the train split. Few samples raise a distance, so beside each stands that of a copier: as
+many training images drawn with replacement, what a network that had learned its training set by heart would get.
 """
 
 from __future__ import annotations
@@ -44,9 +45,10 @@ STEPS = (5, 10, 20, 50, 100, 1000)
 ETAS = (0, 0.2, 0.5, 1, "sigma-hat")
 GUIDANCE = (1, 1.5, 2, 3)
 HEADLINE_STEPS = 50
+HEADLINE_SAMPLES = 4 * 1437
 GRID_STEPS = (5, 10, 20, 50, 100)
 NEIGHBOURS_SHOWN = 12
-FLOOR_REPEATS = 16
+COPIER_REPEATS = 16
 
 Advance = Callable[[int], None]
 
@@ -63,8 +65,8 @@ class Settings:
     """A run.
 
     Attributes:
-        samples: drawn for a cell of the table; samples_at_1000: for one of 1000 steps; headline_samples: for a cell
-            of the guidance table, whose first is the headline.
+        samples: drawn for a cell of the tables; samples_at_1000: for one of 1000 steps; headline_samples: for the
+            headline.
         spacing: which levels DDIM visits; see `fastdiff.samplers.spacing.spaced`.
         seed: of the samples, the labels and the classifier.
         batch: samples drawn at a time; they do not depend on it but for rounding.
@@ -73,23 +75,24 @@ class Settings:
     """
 
     samples: int = 1000
-    samples_at_1000: int = 250
-    headline_samples: int = 1437
+    samples_at_1000: int = 200
+    headline_samples: int = HEADLINE_SAMPLES
     spacing: str = "leading"
     seed: int = 0
     batch: int = 500
     steps: tuple[int, ...] = STEPS
     epochs: int = 40
 
-    def headline(self, guidance: float = 1) -> Cell:
-        """Return the headline, or its neighbour in the guidance table."""
-        return Cell("guidance", HEADLINE_STEPS, 0, guidance, self.headline_samples)
+    def headline(self) -> Cell:
+        """Return the cell that is measured with the most samples."""
+        return Cell("headline", HEADLINE_STEPS, 0, 1, self.headline_samples)
 
     def cells(self) -> list[Cell]:
         """Return what to measure, the headline first."""
+        guidance = [Cell("guidance", HEADLINE_STEPS, 0, w, self.samples) for w in GUIDANCE]
         counts = {steps: self.samples_at_1000 if steps == 1000 else self.samples for steps in self.steps}
         table = [Cell("table", steps, eta, 1, count) for steps, count in counts.items() for eta in ETAS]
-        return [*map(self.headline, GUIDANCE), *table]
+        return [self.headline(), *guidance, *table]
 
 
 @dataclass(frozen=True)
@@ -130,10 +133,10 @@ class Judge:
         """Return the Frechet distance of images [N, 1, 8, 8] to the held-out split, in each space."""
         return {name: frechet.distance(points, self.real[name]) for name, points in self._spaces(x).items()}
 
-    def floor(self, train: Split, count: int) -> dict[str, float]:
-        """Return `distances` of `count` training images, the mean over random choices; of all if there are no more."""
-        repeats = FLOOR_REPEATS if count < len(train.x) else 1
-        chosen = [order(len(train.x), repeat)[:count] for repeat in range(repeats)]
+    def copier(self, train: Split, count: int, seed: int) -> dict[str, float]:
+        """Return the mean of `distances` of `count` training images drawn with replacement, over random choices."""
+        generator = torch.Generator().manual_seed(seed)
+        chosen = torch.randint(len(train.x), (COPIER_REPEATS, count), generator=generator)
         found = [self.distances(train.x[index]) for index in chosen]
         return {name: float(np.mean([distances[name] for distances in found])) for name in self.real}
 
@@ -199,8 +202,11 @@ def run(name: str, out: Path, settings: Settings, *, resume: bool = False) -> Re
         results = continued(path, setup)
     else:
         counts = sorted({cell.samples for cell in settings.cells()})
-        floors = {str(count): judge.floor(train, count) for count in counts}
-        results = {"setup": setup, "started": _now(), "floors": floors, "grid": grid(sampler), "cells": []}
+        real = {
+            "floor": judge.distances(train.x),
+            "copier": {str(count): judge.copier(train, count, settings.seed) for count in counts},
+        }
+        results = {"setup": setup, "started": _now(), **real, "grid": grid(sampler), "cells": []}
 
     todo = remaining(settings.cells(), results)
     with tqdm(total=sum(cell.evaluations for cell in todo), desc="quality", unit="eval", disable=None) as bar:
@@ -222,14 +228,10 @@ def split(name: str) -> Split:
     return Split(*cast(TensorDataset, data.load("digits", split=name).dataset).tensors)
 
 
-def order(length: int, seed: int) -> Tensor:
-    """Return the indices below `length` in random order, int64 [length]."""
-    return torch.randperm(length, generator=torch.Generator().manual_seed(seed))
-
-
 def asked(length: int, count: int, seed: int) -> Tensor:
     """Return `count` of the indices below `length` in random order, each once before any comes twice, int64 [count]."""
-    return order(length, seed).repeat(-(-count // length))[:count]
+    order = torch.randperm(length, generator=torch.Generator().manual_seed(seed))
+    return order.repeat(-(-count // length))[:count]
 
 
 def remaining(cells: list[Cell], results: Results) -> list[Cell]:
@@ -325,9 +327,9 @@ def _now() -> str:
 def main(
     checkpoint: Annotated[str, typer.Option(help="a checkpoint's folder, a run's, or a shipped one's name")] = "digits",
     out: Annotated[Path, typer.Option(help="folder of the results")] = Path("bench/results"),
-    samples: Annotated[int, typer.Option(min=2, help="samples for a cell of the table")] = 1000,
-    samples_at_1000: Annotated[int, typer.Option(min=2, help="samples for a cell of 1000 steps")] = 250,
-    headline_samples: Annotated[int, typer.Option(min=2, help="samples for a cell of the guidance table")] = 1437,
+    samples: Annotated[int, typer.Option(min=2, help="samples for a cell of the tables")] = 1000,
+    samples_at_1000: Annotated[int, typer.Option(min=2, help="samples for a cell of 1000 steps")] = 200,
+    headline_samples: Annotated[int, typer.Option(min=2, help="samples for the headline")] = HEADLINE_SAMPLES,
     spacing: Annotated[str, typer.Option(help="which levels DDIM visits")] = "leading",
     seed: Annotated[int, typer.Option(min=0, help="of samples, labels and classifier")] = 0,
     batch: Annotated[int, typer.Option(min=1, help="samples drawn at a time")] = 500,

@@ -162,8 +162,10 @@ def test_permissions_follow_the_umask(write: Writer, tmp_path: Path) -> None:
     for _ in range(2):  # also where something is replaced
         with write(tmp_path / "target") as temporary:
             fill(temporary, "text")
-    mode = stat.S_IMODE((tmp_path / "target").stat().st_mode)
-    assert oct(mode) == oct(0o750 if (tmp_path / "target").is_dir() else 0o640)
+            for path in temporary.rglob("*"):
+                path.chmod(0o600)  # as some libraries write them
+    modes = [oct(stat.S_IMODE(path.stat().st_mode)) for path in sorted(tmp_path.rglob("*"))]
+    assert modes in ([oct(0o640)], [oct(0o750), oct(0o640)])
     asked = os.umask(0o027)
     assert asked == 0o027, "reading the umask must not change it"
 
@@ -182,8 +184,8 @@ def test_folder_that_cannot_be_made_is_an_os_error(write: Writer, tmp_path: Path
     assert names(tmp_path) == ["file"]
 
 
-@settings(deadline=None, max_examples=25)
-@given(texts=st.lists(st.text(max_size=50), min_size=1, max_size=3))
+@settings(deadline=None, max_examples=10)
+@given(texts=st.lists(st.text(max_size=50), min_size=1, max_size=2))
 def test_write_text_keeps_every_character(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:
     """Any text, empty or with newlines of any kind, is what the file then holds, and the last write wins."""
     file = tmp_path_factory.mktemp("text") / "file.json"

@@ -73,7 +73,7 @@ def progressive_vae(t: int, T: int) -> float:
 def test_variance_preserving_formulas(beta: Any, T: int) -> None:
     """abar_t = prod (1 - beta_s), with each paper's beta_t written out; alpha = sqrt(abar), sigma = sqrt(1 - abar)."""
     schedule = schedules.make(beta.__name__, T=T)
-    alpha_bar = np.array([np.prod([1 - beta(s, T) for s in range(t + 1)]) for t in range(T)])
+    alpha_bar = np.cumprod([1 - beta(t, T) for t in range(T)])
     # A product of T rounded factors is off by T eps; 1 - 0.999, the cosine cap, loses 3 digits more, once.
     np.testing.assert_allclose(schedule.alpha**2, alpha_bar, rtol=(2 * T + 2000) * EPS, atol=0)
     np.testing.assert_allclose(schedule.sigma**2, 1 - alpha_bar, rtol=0, atol=(2 * T + 20) * EPS)
@@ -87,10 +87,10 @@ def test_sigma_keeps_its_digits_near_clean_data(T: int, start: float, ratio: flo
     schedule = schedules.linear(T, start, min(start * ratio, 0.9))
     betas = np.linspace(start, min(start * ratio, 0.9), T)
     exact = Fraction(1)
-    for t in range(min(T, 30)):
+    for t in range(min(T, 10)):
         exact *= 1 - Fraction(float(betas[t]))
-        # A sum of 30 rounded logarithms: each adds at most an eps of relative error.
-        assert schedule.sigma[t] ** 2 == pytest.approx(float(1 - exact), rel=64 * EPS, abs=0)
+        # A sum of 10 rounded logarithms: each adds at most an eps of relative error.
+        assert schedule.sigma[t] ** 2 == pytest.approx(float(1 - exact), rel=32 * EPS, abs=0)
 
 
 @pytest.mark.parametrize("name", VP)
@@ -219,13 +219,19 @@ def test_zero_terminal_snr_equals_diffusers(name: str, T: int) -> None:
     np.testing.assert_allclose(shifted.alpha**2, alpha_bar, rtol=1e-9, atol=0)
     assert (shifted.alpha[-1], shifted.sigma[-1]) == (0, 1)
     assert shifted.alpha[0] == pytest.approx(schedule.alpha[0], rel=2 * EPS)
-    np.testing.assert_array_equal(shifted.time, schedule.time)
 
 
 def test_zero_terminal_snr_is_idempotent() -> None:
     """What already ends in pure noise stays as it is."""
     once = schedules.linear(100).zero_terminal_snr()
     np.testing.assert_array_equal(once.zero_terminal_snr().alpha, once.alpha)
+
+
+def test_zero_terminal_snr_changes_no_times() -> None:
+    """What the network is given, its times and its input's scale, stays as it was chosen."""
+    schedule = Schedule(*schedules.from_lambda([1.0, 0.0]), time=[5.0, 7.0], scale_in=[2.0, 3.0]).zero_terminal_snr()
+    np.testing.assert_array_equal(schedule.time, [5.0, 7.0])
+    np.testing.assert_array_equal(schedule.scale_in, [2.0, 3.0])
 
 
 # --- conversions

@@ -52,7 +52,7 @@ class TrainConfig:
     multipliers: tuple[int, ...] = (1, 2)
     blocks: int = 1
     attention: tuple[bool, ...] = (False, True)
-    dropout: float = 0.1
+    dropout: float = 0.0
     condition_dropout: float = 0.1
     steps: int = 5000
     batch: int = 64

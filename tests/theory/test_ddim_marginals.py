@@ -182,7 +182,7 @@ def test_samples_converge_to_the_data(mean: float, sd: float, eta: float) -> Non
 
 def test_propagation_agrees_with_samples() -> None:
     """Row by row, the mean and variance of real samples are those that `propagate` predicts."""
-    mean, sd, n = 0.7, 0.4, 40_000
+    mean, sd, n = 0.7, 0.4, 10_000
     at = levels(LINEAR, 7, "trailing")
     plan = ddim(LINEAR, 7, 0.5, "trailing", clip=None, prediction="x0")
     alpha, sigma = (torch.from_numpy(scale.copy()) for scale in (LINEAR.alpha, LINEAR.sigma))

@@ -29,7 +29,7 @@ OTHER: dict[str, Any] = {
     "dropout": 0.2,
     "condition_dropout": 0.2,
     "steps": 7000,
-    "batch": 64,
+    "batch": 48,
     "lr": 2e-3,
     "warmup": 100,
     "weight_decay": 0.1,

@@ -329,7 +329,7 @@ def test_variance_exploding_schedule_trains_on_unit_input(tmp_path: Path) -> Non
 def test_loss_goes_down_on_moons(tmp_path: Path) -> None:
     """On held-out noise the trained network is better than an untrained one, whose eps loss is the variance, 1.
 
-    200 small steps measured 0.62 with this seed; 0.85 leaves room for other machines' rounding.
+    200 small steps measured 0.42 with this seed, from 0.96; other machines round otherwise, hence the room.
     """
     config = dataclasses.replace(POINTS, steps=200, batch=64, width=16, lr=5e-3, prediction="eps", ema=0.9, T=100)
     train(dataclasses.replace(config, save_every=200), tmp_path)
@@ -343,9 +343,8 @@ def test_loss_goes_down_on_moons(tmp_path: Path) -> None:
             return float(l_simple(model, points, times, loaded.schedule, "eps", {}, seed=9, index=times, step=0))
 
     untrained = MLP(MLPConfig(width=16, classes=2))
-    print(loss(untrained), loss(loaded.model))
     assert loss(untrained) == pytest.approx(1, abs=0.2)
-    assert loss(loaded.model) < 0.85 * loss(untrained)
+    assert loss(loaded.model) < 0.7 * loss(untrained)
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.5, 0.999])
@@ -419,7 +418,7 @@ def test_gradient_is_clipped(tmp_path: Path) -> None:
 @pytest.mark.parametrize("config", [POINTS, DIGITS], ids=["MLP", "U-Net"])
 def test_loss_that_is_not_finite_ends_the_run(tmp_path: Path, config: TrainConfig) -> None:
     """A huge learning rate: the error says what to do, and no broken checkpoint is written."""
-    with pytest.raises(NonFiniteError, match=r"loss is (nan|inf) at step 4: lower the learning rate"):
+    with pytest.raises(NonFiniteError, match=r"(loss is (nan|inf)|not finite) at step \d+: lower the learning rate"):
         train(dataclasses.replace(config, lr=1e30, warmup=0, clip_norm=1e30), tmp_path)
     assert checkpoints.newest_step(tmp_path) is None
 
@@ -548,15 +547,16 @@ def test_sample_grids_are_pngs(tmp_path: Path, config: TrainConfig, size: tuple[
 
 
 def test_tensorboard_gets_the_loss(tmp_path: Path) -> None:
-    """The event file holds loss and learning rate at every save, and a resumed run goes on in the same folder."""
+    """The event file in the run's folder holds loss and learning rate at every report and at the last step."""
     event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    config = dataclasses.replace(POINTS, steps=8, tracker="tensorboard")
+    config = dataclasses.replace(POINTS, steps=trainer.REPORT_EVERY + 5, tracker="tensorboard")
     train(config, tmp_path)
-    (events,) = (tmp_path / "tensorboard").rglob("events.out.tfevents.*")
+    (events,) = tmp_path.rglob("events.out.tfevents.*")
     log = event_accumulator.EventAccumulator(str(events)).Reload()
-    assert [event.step for event in log.Scalars("loss")] == [4, 8]
+    steps = [trainer.REPORT_EVERY, config.steps]
+    assert [event.step for event in log.Scalars("loss")] == steps
     assert all(0 < event.value < 10 for event in log.Scalars("loss"))
-    rates = [trainer.learning_rate(config, 3), trainer.learning_rate(config, 7)]
+    rates = [trainer.learning_rate(config, step - 1) for step in steps]
     assert [event.value for event in log.Scalars("lr")] == pytest.approx(rates)
 
 
