@@ -76,7 +76,9 @@ def sample(
     state_dtype = torch.promote_types(dtype, torch.float32)
     key = NoiseKey(noises.seeds(seed, batch, place), noises.samples(index, batch, place))
 
-    x = _start(plan, tuple(shape), x_init, noise, key, backend).to(device=place, dtype=state_dtype)
+    x = _start(tuple(shape), x_init, noise, key, backend).to(device=place, dtype=state_dtype)
+    if x_init is None:
+        x *= plan.init_scale
     w = _guidance(guidance, batch, x)
     branches = 1 if w is None else 2
     condition = _conditions(model, cond or {}, uncond, branches, batch)
@@ -133,13 +135,13 @@ def _device(model: object, x_init: Tensor | None, device: torch.device | str | N
 
 
 def _start(
-    plan: Plan,
     shape: tuple[int, ...],
     x_init: Tensor | None,
     noise: NoiseSource | None,
     key: NoiseKey,
     backend: str,
 ) -> Tensor:
+    """Return the start state, or the noise that is scaled to one; it is the caller's to overwrite."""
     if x_init is not None:
         if tuple(x_init.shape) != shape:
             raise InputError(f"x_init must have the shape of the samples, {shape}, got {tuple(x_init.shape)}")
@@ -147,8 +149,8 @@ def _start(
             raise NonFiniteError("x_init holds NaN or infinity")
         return x_init.clone(memory_format=torch.contiguous_format)
     if noise is not None:
-        return noise("init", 0, shape) * plan.init_scale
-    return noises.normal(shape, *key, device=key.seed.device, backend=backend) * plan.init_scale
+        return noise("init", 0, shape).clone()
+    return noises.normal(shape, *key, device=key.seed.device, backend=backend)
 
 
 def _guidance(guidance: float | Tensor, batch: int, x: Tensor) -> Tensor | None:

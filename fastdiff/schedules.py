@@ -91,15 +91,21 @@ class Schedule:
         return bool((self.alpha == 1.0).all())
 
     def to_variance_exploding(self) -> Schedule:
-        """Return the same process in the coordinates x / alpha (alpha = 1). Raises InputError if an alpha is 0."""
+        """Return the same process in the coordinates x / alpha (alpha = 1), for the same network of eps or x0.
+
+        `scale_in` takes the network's input back to where it was. Raises InputError if an alpha is 0.
+        """
         if self.alpha[-1] == 0:
             raise InputError("a schedule with zero terminal SNR has no variance-exploding form: drop its last level")
-        return Schedule(np.ones_like(self.alpha), self.sigma / self.alpha, self.time)
+        return Schedule(np.ones_like(self.alpha), self.sigma / self.alpha, self.time, self.scale_in * self.alpha)
 
     def to_variance_preserving(self) -> Schedule:
-        """Return the same process in the coordinates x / sqrt(alpha^2 + sigma^2)."""
+        """Return the same process in the coordinates x / sqrt(alpha^2 + sigma^2), for the same network of eps or x0.
+
+        `scale_in` takes the network's input back to where it was.
+        """
         norm = np.hypot(self.alpha, self.sigma)
-        return Schedule(self.alpha / norm, self.sigma / norm, self.time)
+        return Schedule(self.alpha / norm, self.sigma / norm, self.time, self.scale_in * norm)
 
     def zero_terminal_snr(self) -> Schedule:
         """Shift and scale alpha so that the last level is pure noise (Lin et al. 2023, Algorithm 1).
@@ -136,8 +142,13 @@ def from_lambda(lambda_: npt.ArrayLike, system: str = "vp") -> tuple[Array, Arra
     """Return (alpha, sigma) with `log(alpha / sigma) = lambda_`, any shape, in the system "vp", "ve" or "flow".
 
     vp: alpha^2 + sigma^2 = 1; ve: alpha = 1; flow: alpha + sigma = 1. lambda_ = -inf is pure noise (not in "ve").
+
+    Raises:
+        InputError: the system is unknown, or "ve" is asked for pure noise.
     """
     value = np.asarray(lambda_, dtype=np.float64)
+    if system == "ve" and np.isneginf(value).any():
+        raise InputError("the variance-exploding system reaches no pure noise: lambda_ must be above -inf")
     return lookup("system", system, _SYSTEMS)(value)
 
 
@@ -174,8 +185,9 @@ def _named(build: Callable[P, Schedule]) -> Callable[P, Schedule]:
     def recorded(*args: P.args, **kwargs: P.kwargs) -> Schedule:
         arguments = signature.bind(*args, **kwargs)
         arguments.apply_defaults()
-        if arguments.arguments["T"] < 1:
-            raise InputError(f"T must be at least 1, got {arguments.arguments['T']}")
+        T = arguments.arguments["T"]
+        if not isinstance(T, (int, np.integer)) or T < 1:
+            raise InputError(f"T must be a whole number, at least 1, got {T!r}")
         return replace(build(*args, **kwargs), config={"name": build.__name__, **arguments.arguments})
 
     _NAMED[build.__name__] = recorded
@@ -286,12 +298,12 @@ def karras(T: int = 1000, sigma_min: float = 0.002, sigma_max: float = 80.0, rho
 
 @_named
 def flow(T: int = 1000, shift: float = 1.0) -> Schedule:
-    """Rectified flow: alpha = 1 - t, sigma = t at t = 1/T..1, moved by `t <- shift t / (1 + (shift - 1) t)`.
+    """Rectified flow: alpha = 1 - t, sigma = t at t = 1/T..1, moved by `t <- shift t / (shift t + 1 - t)`.
 
     Liu et al. 2022; the shift is Esser et al. 2024, eq. 23.
     """
     if shift <= 0:
         raise InputError(f"shift must be > 0, got {shift}")
     t = np.arange(1, T + 1) / T
-    t = shift * t / (1 + (shift - 1) * t)
-    return Schedule(1 - t, t)
+    total = shift * t + (1 - t)
+    return Schedule((1 - t) / total, shift * t / total)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -33,7 +34,8 @@ def ddim(
         steps: network evaluations, 1..T; None takes every level.
         eta: `s = eta sqrt(beta~)` (eq. 16): 0 is deterministic, 1 is DDPM with the small variance. "sigma-hat" keeps
             the direction of eta = 1 and draws noise of the larger variance beta (the last row of the paper's Table 1,
-            appendix D.3); its marginals are wider than the forward process's.
+            appendix D.3); its marginals are wider than the forward process's, and beta, unlike beta~, depends on the
+            coordinates: a variance-exploding schedule gives another sampler.
         spacing: "leading", "trailing", "linspace", "linear" or "quadratic"; see `fastdiff.samplers.spacing.spaced`.
         timesteps: schedule indices to visit instead, falling strictly; `steps` and `spacing` are then not used.
         clip: bound on |x0|; None for none.
@@ -64,8 +66,8 @@ def _noise(at: Levels, eta: float | str) -> tuple[Array, Array]:
         return at.posterior_variance, np.append(at.step_variance[:-1], 0.0)
     if isinstance(eta, str):
         raise InputError(f"eta must be a number >= 0 or {SIGMA_HAT!r}, got {eta!r}")
-    if not eta >= 0:
-        raise InputError(f"eta must be >= 0, got {eta}")
+    if not 0 <= eta < math.inf:
+        raise InputError(f"eta must be >= 0 and finite, got {eta}")
     variance = eta**2 * at.posterior_variance
     # Rounding may put s a last digit above sigma_prev; more than that is a wrong eta.
     if (variance > at.sigma_prev**2 * (1 + 1e-9)).any():

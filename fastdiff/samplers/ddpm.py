@@ -53,7 +53,8 @@ def ddpm(
     Args:
         schedule: the noise levels the network was trained on.
         steps: network evaluations, 1..T; None takes every level.
-        variance: "small" (beta~), "large" (beta), or "learned_range": `exp(v' log beta + (1 - v') log beta~)`,
+        variance: "small" (beta~), "large" (beta, which depends on the coordinates: sigma^2 - sigma_prev^2 in
+            variance-exploding ones), or "learned_range": `exp(v' log beta + (1 - v') log beta~)`,
             `v' = (v + 1) / 2`, where v in [-1, 1] is the second half of the network's output channels
             (Nichol & Dhariwal 2021, eq. 15).
         spacing: as for `ddim`.

@@ -17,7 +17,7 @@ def _leading(T: int, steps: int) -> Indices:
 
 
 def _trailing(T: int, steps: int) -> Indices:
-    return np.array([round(T - i * (T / steps)) - 1 for i in reversed(range(steps))])
+    return np.rint(np.arange(1, steps + 1) * T / steps).astype(np.int64) - 1
 
 
 def _linspace(T: int, steps: int) -> Indices:
@@ -69,10 +69,13 @@ def spaced(T: int, steps: int | None, spacing: str = "leading") -> Indices:
 
 def custom(T: int, timesteps: Sequence[int] | npt.ArrayLike) -> Indices:
     """Check indices chosen by hand: integers in 0..T-1, falling strictly. Raises InputError if they are not."""
-    given = np.asarray(timesteps)
-    indices = given.astype(np.int64)
-    if given.ndim != 1 or given.size == 0 or (indices != given).any():
+    try:
+        given = np.asarray(timesteps, dtype=np.float64)
+    except (TypeError, ValueError):
+        given = np.empty(0)
+    if given.ndim != 1 or given.size == 0 or not np.isfinite(given).all() or (given != np.rint(given)).any():
         raise InputError("timesteps must be a non-empty list of whole numbers")
+    indices = given.astype(np.int64)
     if indices.min() < 0 or indices.max() >= T or (np.diff(indices) >= 0).any():
         raise InputError(f"timesteps must fall strictly within {T - 1}..0 (noisiest first)")
     return indices

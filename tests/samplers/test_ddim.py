@@ -279,8 +279,8 @@ def test_sigma_hat_depends_on_the_coordinates() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"eta": -0.1}, "eta must be >= 0, got -0.1"),
-        ({"eta": math.nan}, "eta must be >= 0, got nan"),
+        ({"eta": -0.1}, "eta must be >= 0 and finite, got -0.1"),
+        ({"eta": math.nan}, "eta must be >= 0 and finite, got nan"),
         ({"eta": 30.0}, "eta=30.0 asks for more noise than the next level holds: use a smaller eta"),
         ({"eta": "sigma_hat"}, "eta must be a number >= 0 or 'sigma-hat', got 'sigma_hat'"),
         ({"spacing": "trailling"}, "unknown spacing 'trailling': did you mean 'trailing'"),

@@ -93,10 +93,6 @@ def test_rounded_formulas(count: tuple[int, int], name: str) -> None:
         assert max(distance) == Fraction(1, 2)
 
 
-@pytest.mark.xfail(
-    reason="BUG in spacing._trailing: where T / S is no binary fraction, rounding of `i * (T / S)` decides halves",
-    strict=True,
-)
 def test_trailing_rounds_halves_to_even() -> None:
     """`round(T - i T/S) - 1` with halves to even before the 1 is taken off (Lin et al. 2023, Table 2), for T < 60."""
     for T in range(1, 60):
@@ -202,9 +198,6 @@ def test_bad_timesteps(timesteps: Any, message: str) -> None:
         spacing.custom(10, timesteps)
 
 
-@pytest.mark.xfail(
-    reason="BUG in spacing.custom: NaN is a numpy warning, text and ragged lists are numpy's ValueError", strict=True
-)
 @pytest.mark.parametrize("timesteps", [[float("nan")], [float("inf")], ["a"], [[2, 1], [0]]])
 def test_timesteps_that_are_no_numbers(timesteps: Any) -> None:
     """What is not even a number is refused with the same line."""
