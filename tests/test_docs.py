@@ -38,7 +38,7 @@ def test_the_sampler_of_contributing():
     got = fd.sample(model, plan, (3, 4), seed=1, dtype=torch.float64)
     before = None
     for i in reversed(range(10)):
-        eps = model(x, torch.full((3,), float(i)))
+        eps = model(x, torch.full((3,), float(i), dtype=torch.float64))
         mean = eps if before is None else 2.0 * eps - 1.0 * before
         x = x + ((schedule.sigma[i - 1] if i else 0.0) - schedule.sigma[i]) * mean
         before = eps
