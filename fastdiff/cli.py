@@ -52,7 +52,7 @@ def sample(
     per_class: Annotated[int, typer.Option(help="Samples of each class: one row of the picture.")] = 10,
     count: Annotated[int, typer.Option(help="Samples in all, for a network without classes.")] = 100,
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")] = "cpu",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...; auto is a GPU if there is one.")] = "auto",
     dtype: Annotated[str, typer.Option(help="What the network computes in: float32, bfloat16 or float16.")] = "float32",
     backend: Annotated[str, typer.Option(help="auto, or one that `fastdiff info` lists.")] = "auto",
 ) -> None:
@@ -182,6 +182,8 @@ def info() -> None:
 
 
 def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

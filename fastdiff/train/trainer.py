@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +73,8 @@ class Trainer:
         self.config, self.out = config, out
         self.accelerator = _accelerator(config, out)
         self.data = datasets.load(config.data, size=config.size, channels=config.channels)
+        if self.data.skipped:
+            self.accelerator.print(f"skipped {self.data.skipped} unreadable images of {config.data}", file=sys.stderr)
         self.schedule = _schedule(config)
         model = models.build(_description(config, self.data), seed=config.seed)
         self.average = models.build(models.describe(model), seed=config.seed).to(self.accelerator.device)
