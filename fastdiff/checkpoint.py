@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fastdiff import models, samplers, schedules
-from fastdiff.errors import CheckpointError, InputError
+from fastdiff import prediction as predictions
+from fastdiff.errors import CheckpointError, InputError, lookup
 from fastdiff.files import new_folder
 from fastdiff.plan import Plan
 from fastdiff.schedules import Schedule
@@ -41,6 +42,9 @@ class Checkpoint:
         classes: names of the classes; empty for an unconditional network.
         clip: bound on |x0| that fits the data; None for data without one.
         data: name of the training data.
+
+    Raises:
+        InputError: the prediction is unknown, or the shape or clip is not positive.
     """
 
     model: models.Model
@@ -50,6 +54,13 @@ class Checkpoint:
     classes: tuple[str, ...]
     clip: float | None
     data: str
+
+    def __post_init__(self) -> None:
+        lookup("prediction", self.prediction, dict.fromkeys(predictions.names()))
+        if not self.shape or not all(isinstance(side, int) and side > 0 for side in self.shape):
+            raise InputError(f"shape must be positive whole numbers, got {self.shape}")
+        if self.clip is not None and not self.clip > 0:
+            raise InputError(f"clip must be > 0, or None for no clipping, got {self.clip}")
 
     def plan(self, sampler: str = "ddim", **options: Any) -> Plan:
         """Build a plan for this network; `prediction` and `clip` default to the network's own.
@@ -89,12 +100,18 @@ def save(
         tensors: further files of tensors, by file name.
 
     Raises:
-        CheckpointError: it could not be written; what was there before is untouched.
+        CheckpointError: it could not be written, or something that is no checkpoint has its name; what was there
+            before is untouched.
     """
+    target = Path(path)
+    if target.exists() and not (target / CONFIG).is_file() and not (target.is_dir() and not any(target.iterdir())):
+        raise CheckpointError(f"{path} is there already and is no checkpoint: choose another folder")
+    if not checkpoint.schedule.config:
+        raise CheckpointError("this schedule was made by hand and could not be rebuilt: train on a named schedule")
     config = {**config_of(checkpoint), **({"training": dict(training)} if training else {})}
     files = {WEIGHTS: checkpoint.model.state_dict(), **(tensors or {})}
     try:
-        with new_folder(Path(path)) as folder:
+        with new_folder(target) as folder:
             for name, content in files.items():
                 save_file({key: value.detach().cpu().contiguous() for key, value in content.items()}, folder / name)
             (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n")
@@ -129,7 +146,7 @@ def load(path: str | Path = "digits", device: torch.device | str = "cpu") -> Che
         raise CheckpointError(
             f"{folder / CONFIG} has no entry {error}: it is incomplete or of another version"
         ) from None
-    except (InputError, TypeError) as error:
+    except (ValueError, TypeError) as error:
         raise CheckpointError(f"{folder / CONFIG} does not describe a network: {error}") from None
     except RuntimeError:
         raise CheckpointError(f"{folder / WEIGHTS} does not hold the weights that its {CONFIG} describes") from None
@@ -168,7 +185,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """Read and check a checkpoint's config. Raises CheckpointError if it is not one."""
     try:
         config = json.loads((folder / CONFIG).read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{folder / CONFIG} cannot be read: {error}") from None
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise CheckpointError(f"{folder / CONFIG} is no fastdiff checkpoint (its format is not {FORMAT!r})")
@@ -185,7 +202,16 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
         ) from None
 
 
+def keep_only(newest: Path) -> None:
+    """Delete every other step of a run, also half-written and half-deleted ones that a killed run left."""
+    for folder in newest.parent.glob("step-*"):
+        if folder != newest:
+            remove(folder)
+    for folder in newest.parent.glob(".step-*"):
+        shutil.rmtree(folder)
+
+
 def remove(folder: Path) -> None:
     """Delete a checkpoint folder; it stops being found before its content goes."""
-    (folder / CONFIG).unlink()
+    (folder / CONFIG).unlink(missing_ok=True)
     shutil.rmtree(folder)

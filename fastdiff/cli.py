@@ -175,13 +175,14 @@ def export(
     typer.echo(f"wrote    {out}")
 
 
-@app.command()
+@app.command(epilog="Example: fastdiff info")
 def info() -> None:
     """Show versions, devices and backends, and why one is missing."""
     typer.echo(system.info())
 
 
 def _device(name: str) -> torch.device:
+    lookup("device", name.partition(":")[0], dict.fromkeys(("auto", "cpu", "cuda", "mps", "xpu")))
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

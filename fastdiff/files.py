@@ -42,10 +42,16 @@ def new_folder(path: Path) -> Iterator[Path]:
         for file in temporary.iterdir():
             _publish(file)
         temporary.chmod(0o777 & ~_umask())
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}-old-", dir=path.parent) as old:
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}-old-", dir=path.parent) as aside:
+            old = Path(aside, path.name)
             if path.exists():
-                path.replace(Path(old, path.name))
-            temporary.replace(path)
+                path.replace(old)
+            try:
+                temporary.replace(path)
+            except OSError:
+                if old.exists():
+                    old.replace(path)
+                raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

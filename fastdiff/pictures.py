@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
@@ -35,10 +36,13 @@ def save(x: Tensor, path: str | Path, columns: int) -> None:
 
 
 def checked(path: str | Path) -> Path:
-    """Return a path that a picture can have. Raises InputError if it does not end in .png."""
+    """Return a path that a picture can have. Raises InputError if it is no .png or its folder cannot be made."""
     file = Path(path)
     if file.suffix.lower() != ".png":
         raise InputError(f"pictures are written as PNG: {file} should end in .png")
+    folder = next(parent for parent in file.absolute().parents if parent.exists())
+    if file.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise InputError(f"{file} cannot be written: {file if file.is_dir() else folder} is in the way")
     return file
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +51,8 @@ class Conditioning(nn.Module):
             return F.silu(embedded)
         return F.silu(embedded + self.label(torch.full_like(t, self.classes, dtype=torch.int64) if y is None else y))
 
-    def null(self, y: Tensor) -> Tensor:
-        """Return the null token for every element of y."""
-        return torch.full_like(y, self.classes)
+    def unconditional(self, cond: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a network's condition with every label replaced by the null token."""
+        if self.label is None or "y" not in cond:
+            raise InputError("guidance needs a network with classes, and their labels y in cond")
+        return {**cond, "y": torch.full_like(cond["y"], self.classes)}

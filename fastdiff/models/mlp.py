@@ -51,6 +51,8 @@ class MLP(nn.Module):
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         if x.ndim != 2 or x.shape[1] != self.config.dimensions:
             raise InputError(f"x must be [B, {self.config.dimensions}], got {tuple(x.shape)}")
+        if t.shape != x.shape[:1]:
+            raise InputError(f"t must be [{len(x)}], one time a sample, got {tuple(t.shape)}")
         embedding = self.conditioning(t, y)
         h = self.input(x)
         for shift, layer in zip(self.shifts, self.layers, strict=True):
@@ -60,4 +62,4 @@ class MLP(nn.Module):
 
     def unconditional(self, cond: Mapping[str, Any]) -> dict[str, Any]:
         """Return the condition with every label replaced by the null token."""
-        return {**cond, "y": self.conditioning.null(cond["y"])}
+        return self.conditioning.unconditional(cond)

@@ -53,6 +53,8 @@ class UNetConfig:
             )
         if min(self.channels, self.width, self.blocks, self.head_width, *self.multipliers) < 1 or self.classes < 0:
             raise InputError(f"U-Net sizes must be positive, got {self}")
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"dropout must be in [0, 1), got {self.dropout}")
 
 
 class ResidualBlock(nn.Module):
@@ -187,6 +189,8 @@ class UNet(nn.Module):
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         if x.ndim != 4 or x.shape[1] != self.config.channels:
             raise InputError(f"x must be [B, {self.config.channels}, H, W], got {tuple(x.shape)}")
+        if t.shape != x.shape[:1]:
+            raise InputError(f"t must be [{len(x)}], one time a sample, got {tuple(t.shape)}")
         embedding = self.conditioning(t, y)
         h = self.conv_in(x.contiguous(memory_format=torch.channels_last))
         skips = [h]
@@ -205,11 +209,13 @@ class UNet(nn.Module):
 
     def unconditional(self, cond: Mapping[str, Any]) -> dict[str, Any]:
         """Return the condition with every label replaced by the null token."""
-        return {**cond, "y": self.conditioning.null(cond["y"])}
+        return self.conditioning.unconditional(cond)
 
 
 def _norm(channels: int) -> nn.GroupNorm:
-    groups = next(groups for groups in range(min(MAX_GROUPS, channels), 0, -1) if channels % groups == 0)
+    # A group of one channel would forget that channel's mean, and a group of one value everything.
+    most = min(MAX_GROUPS, max(1, channels // 2))
+    groups = next(groups for groups in range(most, 0, -1) if channels % groups == 0)
     return nn.GroupNorm(groups, channels)
 
 

@@ -18,11 +18,13 @@ from tqdm import tqdm
 
 from fastdiff import checkpoint as checkpoints
 from fastdiff import models, pictures, schedules
+from fastdiff import prediction as predictions
 from fastdiff.checkpoint import Checkpoint
 from fastdiff.errors import InputError, NonFiniteError
 from fastdiff.sample import sample
 from fastdiff.schedules import Schedule
 from fastdiff.train import data as datasets
+from fastdiff.train import state as states
 from fastdiff.train.config import PRECISIONS, TRACKERS, TrainConfig
 from fastdiff.train.data import Data
 from fastdiff.train.libraries import require
@@ -71,26 +73,31 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, out: Path, *, resume: bool = False) -> None:
         self.config, self.out = config, out
+        newest = checkpoints.newest_step(out)
+        if newest is None and resume:
+            raise InputError(f"nothing to resume: {out} holds no checkpoint")
+        if newest is not None and not resume:
+            raise InputError(f"{out} already holds a run: resume it (--resume) or choose another folder (--out)")
         self.accelerator = _accelerator(config, out)
         self.data = datasets.load(config.data, size=config.size, channels=config.channels)
         if self.data.skipped:
             self.accelerator.print(f"skipped {self.data.skipped} unreadable images of {config.data}", file=sys.stderr)
         self.schedule = _schedule(config)
+        predictions.coefficients(config.prediction, self.schedule.alpha, self.schedule.sigma)
         model = models.build(_description(config, self.data), seed=config.seed)
         self.average = models.build(models.describe(model), seed=config.seed).to(self.accelerator.device)
         optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
         self.model: nn.Module
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.step = 0
-        newest = checkpoints.newest_step(out)
-        if resume:
+        if newest is not None:
             self._restore(newest)
-        elif newest is not None:
-            raise InputError(f"{out} already holds a run: resume it (--resume) or choose another folder (--out)")
 
     def run(self, progress: bool = True) -> Path:
         """Train to the last step and return the last checkpoint's folder."""
         config, accelerator = self.config, self.accelerator
+        if config.tracker != "none":
+            accelerator.init_trackers("fastdiff")
         bar = tqdm(
             total=config.steps,
             initial=self.step,
@@ -189,35 +196,19 @@ class Trainer:
 
     def _save(self) -> None:
         if self.accelerator.is_main_process:
-            previous = checkpoints.newest_step(self.out)
+            state = states.collect(self.accelerator.unwrap_model(self.model), self.optimizer)
+            if not all(bool(value.isfinite().all()) for value in state.values()):
+                raise NonFiniteError(f"the weights are not finite at step {self.step}: lower the learning rate (--lr)")
             training = {**self.config.to_dict(), "step": self.step}
-            checkpoints.save(self._folder(), self.checkpoint(), training, {STATE: self._state()})
-            if previous is not None and previous != self._folder():
-                checkpoints.remove(previous)
+            checkpoints.save(self._folder(), self.checkpoint(), training, {STATE: state})
+            checkpoints.keep_only(self._folder())
         self.accelerator.wait_for_everyone()
 
-    def _state(self) -> dict[str, Tensor]:
-        """Return the trained weights and the optimiser's moments as named tensors."""
-        model = self.accelerator.unwrap_model(self.model).state_dict()
-        moments = self.optimizer.state_dict()["state"]
-        return {f"model.{name}": value for name, value in model.items()} | {
-            f"optimizer.{number}.{name}": value for number, state in moments.items() for name, value in state.items()
-        }
-
-    def _restore(self, folder: Path | None) -> None:
-        if folder is None:
-            raise InputError(f"nothing to resume: {self.out} holds no checkpoint")
+    def _restore(self, folder: Path) -> None:
         training = checkpoints.read_config(folder).get("training", {})
         self.config.check_same_run(training)
-        self.average.load_state_dict(checkpoints.read_tensors(folder / checkpoints.WEIGHTS))
-        state = checkpoints.read_tensors(folder / STATE)
-        model = {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
-        self.accelerator.unwrap_model(self.model).load_state_dict(model)
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name in state.keys() - {f"model.{key}" for key in model}:
-            _, number, key = name.split(".")
-            moments.setdefault(int(number), {})[key] = state[name]
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+        states.load_weights(self.average, folder / checkpoints.WEIGHTS)
+        states.load(self.accelerator.unwrap_model(self.model), self.optimizer, folder / STATE)
         self.step = int(training["step"])
 
     def _draw_samples(self) -> None:
@@ -261,7 +252,6 @@ def _accelerator(config: TrainConfig, out: Path) -> Accelerator:
     accelerator = Accelerator(mixed_precision="no", log_with=tracker, project_dir=out)
     if tracker is not None:
         require(tracker, tracker)  # Accelerate would go on without it and say nothing
-        accelerator.init_trackers("fastdiff")
     return accelerator
 
 
