@@ -29,15 +29,6 @@ from fastdiff.schedules import Schedule
 MISSING = object()
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Networks this small run faster on one thread, the more so on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def perturb(model: models.Model) -> models.Model:
     """Move every parameter, also those that start at 0, so that no output is 0 by construction."""
     generator = torch.Generator().manual_seed(1)

@@ -47,15 +47,6 @@ POINTS = TrainConfig(
 DIGITS = dataclasses.replace(POINTS, data="digits", dropout=0.3)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Networks this small run faster on one thread, the more so on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(autouse=True)
 def fresh_accelerate(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Every test is a program of its own to Accelerate, which keeps its state for the life of one; it uses the CPU."""
