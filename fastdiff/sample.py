@@ -71,6 +71,8 @@ def sample(
         BackendError: the backend is not available.
         NonFiniteError: the start state, a model output or a state is not finite.
     """
+    if len(shape) < 2 or min(shape) < 0:
+        raise InputError(f"shape must be (batch, ...) with no negative size, got {tuple(shape)}")
     batch, place = int(shape[0]), _device(model, x_init, device)
     step = dispatch.backend(backend, place).step
     state_dtype = torch.promote_types(dtype, torch.float32)
@@ -191,8 +193,8 @@ def _split_variance(out: Tensor, x: Tensor, branches: int, plan: Plan) -> tuple[
     expected = (branches * len(x), *x.shape[1:])
     if tuple(out.shape) == expected and not plan.learns_variance:
         return out, None
-    doubled = (expected[0], 2 * expected[1], *expected[2:]) if len(expected) > 1 else None
-    if doubled is None or tuple(out.shape) != doubled:
+    doubled = (expected[0], 2 * expected[1], *expected[2:])
+    if tuple(out.shape) != doubled:
         wanted = doubled if plan.learns_variance else expected
         raise InputError(f"the model returned shape {tuple(out.shape)}, this plan needs {wanted}")
     out, variance = out.chunk(2, dim=1)

@@ -225,6 +225,13 @@ def test_bad_input(arguments, message):
         fd.sample(model, plan(), SHAPE, **arguments)
 
 
+@pytest.mark.parametrize("shape", [(), (4,), (4, -1)])
+def test_refuses_a_shape_that_is_none(shape):
+    """A shape without a batch and a sample is refused."""
+    with pytest.raises(fd.InputError, match="shape must be"):
+        fd.sample(model, plan(), shape)
+
+
 def test_refuses_a_model_of_another_shape():
     """A model that returns another shape is named with both."""
     with pytest.raises(fd.InputError, match=r"returned shape \(4, 3, 3, 3\), this plan needs \(4, 2, 3, 3\)"):

@@ -3,32 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 import fastdiff as fd
 from fastdiff import prediction
 from fastdiff.errors import InputError
-from fastdiff.ops import reference
-from fastdiff.plan import Plan
 from fastdiff.samplers import ddpm, spacing
 from fastdiff.schedules import Schedule
+from tests.samplers.loops import BETAS, LINEAR, STEPS, T, alpha_bars, denoiser, gaussian, trajectory, update
 
-Array = npt.NDArray[np.float64]
-
-T = 1000
-STEPS = [1, 7, 13, 50, 1000]  # 7 and 13 do not divide T
 VARIANCES = ["small", "large", "learned_range"]
-BETAS = np.linspace(1e-4, 2e-2, T)
-LINEAR = fd.schedules.linear(T)
 EVERY_SYSTEM = pytest.mark.parametrize(
     "schedule",
     [LINEAR, LINEAR.zero_terminal_snr(), fd.schedules.karras(T), fd.schedules.flow(T, shift=3.0)],
@@ -36,25 +26,6 @@ EVERY_SYSTEM = pytest.mark.parametrize(
 )
 # 1 - abar / abar_prev, at least beta_1 = 1e-4, loses 4 digits of the T roundings in abar: 1e-13 / 1e-4.
 RTOL = 1e-9
-
-
-def alpha_bars(index: list[int]) -> tuple[Array, Array]:
-    """abar at the levels and at the next cleaner ones, abar_prev = 1 at the end: from the paper's betas."""
-    alpha_bar = np.cumprod(1 - BETAS)
-    return alpha_bar[index], np.append(alpha_bar[index[1:]], 1.0)
-
-
-def update(plan: Plan, row: int, x: Tensor, out: Tensor, z: Tensor, variance: Tensor | None = None) -> Tensor:
-    """Carry out one row in float64."""
-    x = x.clone()
-    rows = torch.full((len(x),), row)
-    table = torch.from_numpy(plan.table.copy())
-    reference.step(x, out, table, plan.columns, rows, z=z, variance=variance)
-    return x
-
-
-def gaussian(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 # --- the table
@@ -177,35 +148,6 @@ def test_variance_exploding_closed_form(schedule: Schedule) -> None:
         assert (update(plan, row, x, x0, z) - expected).abs().max() <= 1e-14 * max(1.0, std)
 
 
-def denoiser(schedule: Schedule, name: str, channels: int) -> Callable[..., Tensor]:
-    """A network of the given prediction whose x0 is always tanh(x / 2 + level / T); its learned v is cos x."""
-
-    def model(x: Tensor, t: Tensor) -> Tensor:
-        level = t.long()
-        alpha, sigma = (torch.from_numpy(s.copy())[level][:, None] for s in (schedule.alpha, schedule.sigma))
-        x0 = torch.tanh(x / 2 + level[:, None] / len(schedule))
-        eps = (x - alpha * x0) / sigma
-        targets = {"x0": x0, "eps": eps, "v": alpha * eps - sigma * x0, "score": -eps / sigma, "flow": eps - x0}
-        return torch.cat([targets[name], torch.cos(x)], dim=1)[:, :channels]
-
-    return model
-
-
-def trajectory(model: Callable[..., Tensor], plan: Plan, x_init: Tensor) -> tuple[Tensor, Tensor]:
-    """Every state [rows, B, ...] of a float64 run with fixed noise, and the last x0."""
-    states, x0s = [], []
-
-    def keep(row: int, x: Tensor, x0: Tensor) -> None:
-        states.append(x.clone())
-        x0s.append(x0.clone())
-
-    def noise(stream: str, draw: int, shape: tuple[int, ...]) -> Tensor:
-        return gaussian(*shape, seed=draw)
-
-    fd.sample(model, plan, x_init.shape, dtype=torch.float64, x_init=x_init, noise=noise, callback=keep)
-    return torch.stack(states), x0s[-1]
-
-
 @EVERY_SYSTEM
 @pytest.mark.parametrize("variance", VARIANCES)
 @pytest.mark.parametrize("clip", [None, 1.0])
@@ -215,8 +157,7 @@ def test_last_row_lands_on_x0(schedule: Schedule, variance: str, clip: float | N
     plan = ddpm(schedule, steps, variance, "trailing", clip=clip, prediction="v")
     last = {column: plan.column(column)[-1] for column in ("cx", "c0", "ce", "cz")}
     assert last == {"cx": 0.0, "c0": 1.0, "ce": 0.0, "cz": 0.0}
-    channels = 10 if plan.learns_variance else 5
-    states, x0 = trajectory(denoiser(schedule, "v", channels), plan, gaussian(3, 5) * plan.init_scale)
+    states, x0 = trajectory(denoiser(schedule, "v", plan.learns_variance), plan, gaussian(3, 5) * plan.init_scale)
     assert torch.equal(states[-1], x0)
 
 
@@ -230,7 +171,7 @@ def test_predictions_agree(schedule: Schedule, variance: str, clip: float | None
     for name in prediction.names():
         # Leading, as eps and score cannot start at flow's alpha = 0.
         plan = ddpm(schedule, 13, variance, clip=clip, prediction=name)
-        runs[name], _ = trajectory(denoiser(schedule, name, 10 if plan.learns_variance else 5), plan, x_init)
+        runs[name], _ = trajectory(denoiser(schedule, name, plan.learns_variance), plan, x_init)
     scale = runs["x0"].abs().max()
     for name, states in runs.items():
         # Measured: 5e-16. An eps prediction divides its rounding by alpha >= 0.015, and the denoiser forgives most.
