@@ -29,8 +29,9 @@ test: .venv/.dev  ## pytest
 	$(BIN)/pytest
 
 checkpoint: .venv/.dev  ## train the shipped checkpoint again
-	$(BIN)/fastdiff train --data digits --out runs/digits
-	$(BIN)/fastdiff export runs/digits fastdiff/checkpoints/digits --dtype float16
+	rm -rf runs/checkpoint
+	$(BIN)/fastdiff train --data digits --out runs/checkpoint
+	$(BIN)/fastdiff export runs/checkpoint fastdiff/checkpoints/digits --dtype float16
 
 quality: .venv/.dev  ## measure sample quality
 	$(BIN)/python -m bench.quality

@@ -114,7 +114,7 @@ Python {machine["python"]}, fastdiff {machine["fastdiff"]}."""
 
 
 def _headline(results: Results) -> str:
-    row = next(row for row in results["cells"] if row["table"] == "headline")
+    row = _headline_row(results)
     agreement = row["agreement"]["network"]
     measured = [
         ("label agreement", f"{agreement:.2%}", f">= {AGREEMENT_TARGET:.1%}", agreement >= AGREEMENT_TARGET),
@@ -127,6 +127,10 @@ def _headline(results: Results) -> str:
     )
 
 
+def _headline_row(results: Results) -> Row:
+    return next(row for row in results["cells"] if row["table"] == "headline")
+
+
 def _headline_distance(results: Results, row: Row, space: str) -> tuple[str, str, str, bool]:
     floor, copier = results["floor"][space], results["copier"][str(row["samples"])][space]
     ratio = row["frechet"][space] / floor
@@ -135,7 +139,9 @@ def _headline_distance(results: Results, row: Row, space: str) -> tuple[str, str
 
 
 def _guidance(results: Results) -> str:
-    head = ("w", "agreement", "by svc", *(f"Frechet, {space} (x copier)" for space in SPACES), "samples", "seconds")
+    head = ("w", "agreement", "by svc", *(f"Frechet, {space} (x copier)" for space in SPACES), "samples")
+    at = {name: _headline_row(results)[name] for name in ("steps", "eta")}
+    without = [row for row in _table_rows(results) if at.items() <= row.items()]
     rows = [
         (
             f"{row['guidance']:g}",
@@ -143,10 +149,8 @@ def _guidance(results: Results) -> str:
             f"{row['agreement']['svc']:.2%}",
             *(_distance(results, row, space) for space in SPACES),
             str(row["samples"]),
-            f"{row['seconds']:.1f}",
         )
-        for row in results["cells"]
-        if row["table"] == "guidance"
+        for row in [*without, *(row for row in results["cells"] if row["table"] == "guidance")]
     ]
     return "## Guidance\n\n" + _table(head, rows)
 
@@ -158,7 +162,6 @@ def _steps_and_eta(results: Results) -> str:
         "Frechet distance, pixel space (x copier)": lambda row: _distance(results, row, "pixel"),
         "Label agreement": lambda row: f"{row['agreement']['network']:.2%}",
         "Label agreement, by svc": lambda row: f"{row['agreement']['svc']:.2%}",
-        "Seconds": lambda row: f"{row['seconds']:.1f}",
     }
     parts = [f"### {title}\n\n{_by_eta_and_steps(results, show)}" for title, show in shown.items()]
     intro = f"""## Steps and eta, guidance 1

@@ -44,7 +44,7 @@ class Checkpoint:
         data: name of the training data.
 
     Raises:
-        InputError: the prediction is unknown, or the shape or clip is not positive.
+        InputError: the prediction is unknown, the clip is not positive, or shape or classes are not the network's.
     """
 
     model: models.Model
@@ -59,6 +59,7 @@ class Checkpoint:
         lookup("prediction", self.prediction, dict.fromkeys(predictions.names()))
         if not self.shape or not all(isinstance(side, int) and side > 0 for side in self.shape):
             raise InputError(f"shape must be positive whole numbers, got {self.shape}")
+        models.check_fits(self.model, self.shape, len(self.classes))
         if self.clip is not None and not self.clip > 0:
             raise InputError(f"clip must be > 0, or None for no clipping, got {self.clip}")
 
@@ -146,7 +147,7 @@ def load(path: str | Path = "digits", device: torch.device | str = "cpu") -> Che
         raise CheckpointError(
             f"{folder / CONFIG} has no entry {error}: it is incomplete or of another version"
         ) from None
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, MemoryError) as error:
         raise CheckpointError(f"{folder / CONFIG} does not describe a network: {error}") from None
     except RuntimeError:
         raise CheckpointError(f"{folder / WEIGHTS} does not hold the weights that its {CONFIG} describes") from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import torch
 import typer
@@ -17,13 +17,12 @@ from fastdiff.ops import dispatch
 from fastdiff.sample import sample as run_plan
 from fastdiff.train.config import TrainConfig
 
-app = typer.Typer(
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="A fast diffusion sampler."
-)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help="A fast diffusion sampler.")
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 RUN = TrainConfig()  # the defaults of `train`
+UsageError: Any = typer.BadParameter.__base__  # typer exports this subclass alone
 
 
 def _joined(numbers: tuple[int, ...]) -> str:
@@ -31,11 +30,24 @@ def _joined(numbers: tuple[int, ...]) -> str:
 
 
 def main() -> None:
-    """Run the command line; end with status 1 and one line on any error that a user can act on."""
+    """Run the command line; end with one line on any error that a user can act on, status 2 for wrong usage, else 1."""
     try:
-        app()
+        sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False))
+    except UsageError as error:
+        _fail(f"{error.format_message().rstrip('.')}; see --help", status=2)
     except (FastdiffError, OSError) as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")
+        _fail(str(error))
+    except typer.Abort:
+        _fail("stopped")
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
+        _fail("not enough memory: ask for fewer samples, a smaller batch or fewer levels")
+
+
+def _fail(message: str, status: int = 1) -> NoReturn:
+    sys.stderr.write(f"error: {' '.join(message.split())}\n")
+    sys.exit(status)
 
 
 @app.command(epilog="Example: fastdiff sample --steps 20 --guidance 2 --out samples.png")

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from fastdiff.errors import InputError
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -54,6 +56,15 @@ def new_folder(path: Path) -> Iterator[Path]:
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_folder(path: Path) -> None:
+    """Raise InputError if a folder cannot be made or written to, as far as can be told without making it."""
+    nearest = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
+    if not nearest.is_dir():
+        raise InputError(f"{path} cannot be a folder, {nearest} is a file: choose another place")
+    if not os.access(nearest, os.W_OK):
+        raise InputError(f"{path} cannot be written to, {nearest} is not yours to write: choose another place")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -73,9 +73,11 @@ def q_sample(
         backend: "auto" or a backend's name.
 
     Raises:
-        InputError: shapes do not match, or t is out of range (checked where t is on the CPU).
+        InputError: x0 is not of floats, shapes do not match, or t is out of range (checked where t is on the CPU).
         BackendError: the backend is not available.
     """
+    if not x0.is_floating_point():
+        raise InputError(f"x0 must hold floats, got {x0.dtype}: scale images to [-1, 1]")
     level = _levels(t, len(x0), len(schedule), x0.device)
     ops = dispatch.backend(backend, x0.device)
     table = _table(schedule, x0.device, torch.promote_types(x0.dtype, torch.float32))
@@ -89,7 +91,12 @@ def q_sample(
 
 def _levels(t: Tensor | Sequence[int] | int, batch: int, T: int, device: torch.device) -> Tensor:
     level = torch.as_tensor(t)
-    if level.dtype.is_floating_point or level.ndim > 1 or (level.ndim == 1 and len(level) != batch):
+    if (
+        level.is_floating_point()
+        or level.dtype == torch.bool
+        or level.ndim > 1
+        or (level.ndim == 1 and len(level) != batch)
+    ):
         raise InputError(
             f"t must be one whole number or one for each of {batch} samples, got {level.dtype} {tuple(level.shape)}"
         )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,39 +57,43 @@ def normal(
 
 def seeds(seed: int | Sequence[int] | Tensor, batch: int, device: torch.device) -> Tensor:
     """Return one seed per sample, int64 [batch] holding the unsigned bits. Raises InputError as `normal` does."""
-    return _per_sample("seed", seed, batch, device, MAX_SEED)
+    return _per_sample("seed", seed, batch, MAX_SEED).to(device).expand(batch)
 
 
 def samples(index: int | Sequence[int] | Tensor | None, batch: int, device: torch.device) -> Tensor:
     """Return one global index per sample, int64 [batch]; None counts from 0. Raises InputError as `normal` does."""
     if index is None:
         return torch.arange(batch, device=device)
-    if isinstance(index, int) and batch != 1:
+    numbers = _per_sample("index", index, batch, MAX_SAMPLE)
+    if numbers.ndim == 0 and batch != 1:
         raise InputError(f"index needs one number for each of {batch} samples, or they would share their noise")
-    return _per_sample("index", index, batch, device, MAX_SAMPLE)
+    return numbers.to(device).expand(batch)
 
 
 def draws(step: int | Sequence[int] | Tensor, batch: int, device: torch.device) -> Tensor:
     """Return one draw number per sample, int64 [batch]. Raises InputError as `normal` does."""
-    return _per_sample("step", step, batch, device, MAX_DRAW)
+    return _per_sample("step", step, batch, MAX_DRAW).to(device).expand(batch)
 
 
-def _per_sample(
-    name: str, value: int | Sequence[int] | Tensor, batch: int, device: torch.device, largest: int
-) -> Tensor:
-    if isinstance(value, Tensor):
-        numbers = value
-        if numbers.dtype.is_floating_point or numbers.dtype in (torch.bool, torch.complex64, torch.complex128):
-            raise InputError(f"{name} must be whole numbers, got {numbers.dtype}")
-    else:
-        listed = [value] if isinstance(value, int) else [int(number) for number in value]
-        if not all(0 <= number <= largest for number in listed):
-            raise InputError(f"{name} must be between 0 and {largest}, got {value}")
-        # int64 holds the unsigned 64 bits in two's complement.
-        numbers = torch.tensor([number - 2**64 if number >= 2**63 else number for number in listed])
-        numbers = numbers[0] if isinstance(value, int) else numbers
+def _per_sample(name: str, value: int | Sequence[int] | Tensor, batch: int, largest: int) -> Tensor:
+    """Return whole numbers in 0..largest as int64, one (ndim 0) or one a sample; a tensor's range is the caller's."""
+    numbers = value if isinstance(value, Tensor) else _listed(name, value, largest)
+    if numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool:
+        raise InputError(f"{name} must be whole numbers, got {numbers.dtype}")
     if numbers.ndim > 1 or (numbers.ndim == 1 and len(numbers) != batch):
-        raise InputError(
-            f"{name} must be one number or one for each of {batch} samples, got shape {tuple(numbers.shape)}"
-        )
-    return numbers.to(device=device, dtype=torch.int64).expand(batch)
+        got = tuple(numbers.shape)
+        raise InputError(f"{name} must be one number or one for each of {batch} samples, got shape {got}")
+    return numbers.long()
+
+
+def _listed(name: str, value: int | Sequence[int], largest: int) -> Tensor:
+    items: list[Any] = list(value) if isinstance(value, Iterable) else [value]
+    try:
+        listed = [operator.index(item) for item in items]
+    except TypeError:
+        raise InputError(f"{name} must be whole numbers, got {value}") from None
+    if not all(0 <= number <= largest for number in listed):
+        raise InputError(f"{name} must be between 0 and {largest}, got {value}")
+    # int64 holds the unsigned 64 bits in two's complement.
+    numbers = torch.tensor([number - 2**64 if number >= 2**63 else number for number in listed], dtype=torch.int64)
+    return numbers if isinstance(value, Iterable) else numbers[0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import torch
@@ -10,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from fastdiff.errors import InputError, MissingDependencyError
-from fastdiff.files import replacing
+from fastdiff.files import check_folder, replacing
 
 SMALLEST_TILE = 32  # pixels: smaller images are enlarged to at least this
 
@@ -40,9 +39,9 @@ def checked(path: str | Path) -> Path:
     file = Path(path)
     if file.suffix.lower() != ".png":
         raise InputError(f"pictures are written as PNG: {file} should end in .png")
-    folder = next(parent for parent in file.absolute().parents if parent.exists())
-    if file.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise InputError(f"{file} cannot be written: {file if file.is_dir() else folder} is in the way")
+    if file.is_dir():
+        raise InputError(f"{file} is a folder: choose another name")
+    check_folder(file.parent)
     return file
 
 

@@ -112,7 +112,7 @@ def sample(
             history=history,
             stores=plan.stores,
             key=key,
-            z=noise("step", row, tuple(shape)).to(x) if noise is not None and plan.draws_noise else None,
+            z=_given(noise, "step", row, tuple(shape)).to(x) if noise is not None and plan.draws_noise else None,
             model_input=model_input[0],
             x0_out=x0,
             first_bad=first_bad,
@@ -151,8 +151,15 @@ def _start(
             raise NonFiniteError("x_init holds NaN or infinity")
         return x_init.clone(memory_format=torch.contiguous_format)
     if noise is not None:
-        return noise("init", 0, shape).clone()
+        return _given(noise, "init", 0, shape).clone()
     return noises.normal(shape, *key, device=key.seed.device, backend=backend)
+
+
+def _given(noise: NoiseSource, stream: str, draw: int, shape: tuple[int, ...]) -> Tensor:
+    z = noise(stream, draw, shape)
+    if tuple(z.shape) != shape:
+        raise InputError(f"noise({stream!r}, {draw}, ...) must return shape {shape}, got {tuple(z.shape)}")
+    return z
 
 
 def _guidance(guidance: float | Tensor, batch: int, x: Tensor) -> Tensor | None:

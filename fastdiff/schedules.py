@@ -197,10 +197,12 @@ def _named(build: Callable[P, Schedule]) -> Callable[P, Schedule]:
 def make(name: str, **arguments: Any) -> Schedule:
     """Build a schedule by name, e.g. `make("cosine", T=1000)`. Raises InputError for unknown names or arguments."""
     build = lookup("schedule", name, _NAMED)
+    arguments = {"T": 1000, **arguments}
     try:
-        return build(**{"T": 1000, **arguments})
+        inspect.signature(build).bind(**arguments)
     except TypeError as error:
         raise InputError(f"schedule {name!r}: {error}") from None
+    return build(**arguments)
 
 
 def names() -> tuple[str, ...]:

@@ -46,11 +46,17 @@ def test_gradient_is_alpha():
     torch.testing.assert_close(x0.grad, expected, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("t", [-1, 50, [0, 50], [0], [[0, 1]], torch.tensor([0.0, 1.0])])
+@pytest.mark.parametrize("t", [-1, 50, [0, 50], [0], [[0, 1]], torch.tensor([0.0, 1.0]), torch.tensor([True, False])])
 def test_bad_t(t):
     """t outside the schedule, of another length or not whole is refused."""
     with pytest.raises(fd.InputError, match="t must be"):
         fd.q_sample(torch.zeros(2, 4), t, SCHEDULE)
+
+
+def test_refuses_what_is_no_float():
+    """Images of whole numbers are refused: x_t would be cut to whole numbers too."""
+    with pytest.raises(fd.InputError, match="x0 must hold floats"):
+        fd.q_sample(torch.zeros(2, 4, dtype=torch.uint8), 0, SCHEDULE)
 
 
 def test_bad_noise_shape():

@@ -165,6 +165,17 @@ def test_start_state_and_noise_can_be_given():
     assert calls == [("init", 0, SHAPE)]
 
 
+@pytest.mark.parametrize("stream", ["init", "step"])
+def test_noise_of_another_shape_is_refused(stream):
+    """Noise that would broadcast is refused, or samples would share it."""
+
+    def noise(name, draw, shape):
+        return torch.zeros(shape if name != stream else shape[1:])
+
+    with pytest.raises(fd.InputError, match=rf"noise\('{stream}', 0, ...\) must return shape"):
+        fd.sample(model, plan(), SHAPE, noise=noise)
+
+
 def test_callback_sees_every_row():
     """callback(row, x, x0): the last x0 is the result, since the last row lands on it."""
     seen = []

@@ -10,7 +10,7 @@ from fastdiff.errors import InputError, lookup
 from fastdiff.models.mlp import MLP, MLPConfig
 from fastdiff.models.unet import UNet, UNetConfig
 
-__all__ = ["MLP", "MLPConfig", "Model", "UNet", "UNetConfig", "build", "describe"]
+__all__ = ["MLP", "MLPConfig", "Model", "UNet", "UNetConfig", "build", "check_fits", "describe"]
 
 Model = UNet | MLP
 
@@ -27,6 +27,20 @@ def build(description: Mapping[str, Any], seed: int = 0) -> Model:
         raise InputError(f"network config: {error}") from None
     model: Model = model_type(config, seed)
     return model
+
+
+def check_fits(model: Model, shape: tuple[int, ...], classes: int) -> None:
+    """Raise InputError if a network does not take samples of `shape` (without the batch) or has other classes."""
+    config = model.config
+    fits = (
+        len(shape) == 3 and shape[0] == config.channels
+        if isinstance(config, UNetConfig)
+        else shape == (config.dimensions,)
+    )
+    if not fits:
+        raise InputError(f"samples of shape {shape} do not fit the network {config}")
+    if classes != config.classes:
+        raise InputError(f"there are {classes} classes and the network knows {config.classes}")
 
 
 def describe(model: Model) -> dict[str, Any]:

@@ -16,7 +16,7 @@ MAX_PERIOD = 10_000.0
 
 
 def sinusoidal(t: Tensor, width: int) -> Tensor:
-    """Cosines and sines of t [B] at `width // 2` frequencies from 1 to 1/10000, float32 [B, width].
+    """Cosines and sines of t [B] at `half = width // 2` frequencies `10000^(-i / half)`, float32 [B, width].
 
     Vaswani et al. 2017, section 3.5.
     """

@@ -27,7 +27,7 @@ class UNetConfig:
         width: channels of the first level, even.
         multipliers: channels of each level as multiples of `width`; each further level halves the resolution.
         blocks: residual blocks a level.
-        attention: for each level, whether its blocks attend.
+        attention: for each level, whether its blocks attend; the middle of the network always does.
         head_width: channels of an attention head; a level with fewer has a single head.
         classes: number of classes; 0 for an unconditional network.
         dropout: probability inside residual blocks.
@@ -90,7 +90,7 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(channels, 3 * channels)
         self.out = _zeroed(nn.Linear(channels, channels))
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         pixels = self.norm(x).flatten(2).transpose(1, 2)
         q, k, v = self.qkv(pixels).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
@@ -132,7 +132,7 @@ class Stage(nn.Module):
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         x = self.residual(x, embedding)
-        return x if self.attention is None else self.attention(x, embedding)
+        return x if self.attention is None else self.attention(x)
 
 
 class UNet(nn.Module):

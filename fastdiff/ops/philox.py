@@ -40,12 +40,12 @@ def philox(counter: Words, key: tuple[Tensor, Tensor]) -> Words:
     k0, k1 = key
     for _ in range(ROUNDS):
         # A 32 x 32 bit product fits int64 up to its sign, which the mask after the arithmetic shift removes.
-        low, high = c0 * MULTIPLIERS[0], c2 * MULTIPLIERS[1]
+        product0, product1 = c0 * MULTIPLIERS[0], c2 * MULTIPLIERS[1]
         c0, c1, c2, c3 = (
-            (high >> 32 & MASK32) ^ c1 ^ k0,
-            high & MASK32,
-            (low >> 32 & MASK32) ^ c3 ^ k1,
-            low & MASK32,
+            (product1 >> 32 & MASK32) ^ c1 ^ k0,
+            product1 & MASK32,
+            (product0 >> 32 & MASK32) ^ c3 ^ k1,
+            product0 & MASK32,
         )
         k0, k1 = (k0 + WEYL[0]) & MASK32, (k1 + WEYL[1]) & MASK32
     return c0, c1, c2, c3

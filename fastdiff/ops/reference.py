@@ -12,7 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fastdiff.errors import InputError
 from fastdiff.ops.philox import MASK32, STREAMS, normal_pair, philox
+from fastdiff.plan import HISTORY_SLOTS
 
 
 class NoiseKey(NamedTuple):
@@ -73,6 +75,9 @@ def step(
         model_input: overwritten with the next row's `scale_in x'` in its own dtype, [B, ...].
         x0_out: overwritten with x0, [B, ...].
         first_bad: int64 [B], lowered to 2 row if `out` is not finite, to 2 row + 1 if x' is not.
+
+    Raises:
+        InputError: a column is in use and the tensor that it needs was not given.
     """
     coefficient = dict(zip(columns, _per_sample(table[row], x.ndim), strict=True))
     out = out.to(x.dtype)
@@ -87,11 +92,13 @@ def step(
     if z is None and key is not None and ("cz" in coefficient or "dz" in coefficient):
         z = normal(x.shape, key.seed, key.sample, row, STREAMS["step"])
     spread = z
-    if z is not None and variance is not None and "cv" in coefficient:
-        spread = torch.exp(coefficient["cv"] * variance) * z
+    if z is not None and "cv" in coefficient:
+        spread = torch.exp(_linear(coefficient, {"cv": variance}, like=x)) * z
 
     sources = {"x": x, "y": y, "0": x0, "e": eps, **_slots(history)}
     x_next = _linear(coefficient, {"c" + name: value for name, value in {**sources, "z": spread}.items()}, like=x)
+    if y is None and any(name.startswith("d") for name in coefficient):
+        raise InputError("the plan writes the anchor state, and y was not given")
     if y is not None:
         anchor = {"dy": x.new_ones(()), **coefficient}
         y.copy_(_linear(anchor, {"d" + name: value for name, value in {**sources, "z": z}.items()}, like=x))
@@ -123,14 +130,18 @@ def _linear(coefficient: Mapping[str, Tensor], terms: Mapping[str, Tensor | None
     """Sum coefficient times tensor over the terms whose column is in use; zeros if there is none."""
     total: Tensor | None = None
     for name, value in terms.items():
-        if name in coefficient and value is not None:
-            factor = coefficient[name]
-            total = factor * value if total is None else torch.addcmul(total, factor, value)
+        if name not in coefficient:
+            continue
+        if value is None:
+            raise InputError(f"the plan uses column {name!r}, and the tensor that it multiplies was not given")
+        factor = coefficient[name]
+        total = factor * value if total is None else torch.addcmul(total, factor, value)
     return torch.zeros_like(like) if total is None else total
 
 
-def _slots(history: Tensor | None) -> dict[str, Tensor]:
-    return {} if history is None else {f"h{k}": slot for k, slot in enumerate(history)}
+def _slots(history: Tensor | None) -> dict[str, Tensor | None]:
+    filled = [] if history is None else list(history)
+    return {f"h{k}": filled[k] if k < len(filled) else None for k in range(HISTORY_SLOTS)}
 
 
 def _store(history: Tensor, slot: Tensor, value: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,7 @@ def make(name: str, schedule: Schedule, **options: Any) -> Plan:
     """Build a plan by the sampler's name. Raises InputError for an unknown name or an option it does not take."""
     sampler = lookup("sampler", name, SAMPLERS)
     try:
-        return sampler(schedule, **options)
+        inspect.signature(sampler).bind(schedule, **options)
     except TypeError as error:
         raise InputError(f"sampler {name!r}: {error}") from None
+    return sampler(schedule, **options)

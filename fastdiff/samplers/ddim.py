@@ -64,7 +64,7 @@ def _noise(at: Levels, eta: float | str) -> tuple[Array, Array]:
     """Return the variance that the direction term makes room for, and the variance of the noise drawn."""
     if eta == SIGMA_HAT:
         return at.posterior_variance, np.append(at.step_variance[:-1], 0.0)
-    if isinstance(eta, str):
+    if not isinstance(eta, (int, float, np.floating)):
         raise InputError(f"eta must be a number >= 0 or {SIGMA_HAT!r}, got {eta!r}")
     if not 0 <= eta < math.inf:
         raise InputError(f"eta must be >= 0 and finite, got {eta}")

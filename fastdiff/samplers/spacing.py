@@ -62,6 +62,8 @@ def spaced(T: int, steps: int | None, spacing: str = "leading") -> Indices:
         InputError: the spacing is unknown, or steps is not in 1..T.
     """
     steps = T if steps is None else steps
+    if not isinstance(steps, (int, np.integer)):
+        raise InputError(f"steps must be a whole number, got {steps!r}")
     if not 1 <= steps <= T:
         raise InputError(f"steps must be between 1 and the schedule's {T} levels, got {steps}")
     return lookup("spacing", spacing, _SPACINGS)(T, steps)[::-1].astype(np.int64)

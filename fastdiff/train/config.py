@@ -10,6 +10,7 @@ import torch
 from fastdiff import prediction as predictions
 from fastdiff import schedules
 from fastdiff.errors import InputError, lookup
+from fastdiff.noise import MAX_SEED
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 TRACKERS = {"none": None, "tensorboard": "tensorboard"}
@@ -81,7 +82,9 @@ class TrainConfig:
         for name in ("dropout", "condition_dropout", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{name} must be in [0, 1), got {getattr(self, name)}")
-        for name in ("warmup", "weight_decay", "seed", "workers"):
+        if not 0 <= self.seed <= MAX_SEED:
+            raise InputError(f"seed must be between 0 and {MAX_SEED}, got {self.seed}")
+        for name in ("warmup", "weight_decay", "workers"):
             if not getattr(self, name) >= 0:
                 raise InputError(f"{name} must be >= 0, got {getattr(self, name)}")
 

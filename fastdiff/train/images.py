@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
@@ -19,8 +19,7 @@ from tqdm import tqdm
 
 from fastdiff.errors import InputError
 from fastdiff.train.libraries import require
-
-Ints = npt.NDArray[np.int64]
+from fastdiff.train.toys import Ints
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 
@@ -95,18 +94,22 @@ def folder(root: Path, held_out: bool, size: int, channels: int) -> tuple[Images
     chosen = [(name, label) for label, key in enumerate(sorted(groups)) for name in _share(groups[key], held_out)]
     if not chosen:
         raise InputError(f"{root} has nothing to hold out, as each class has fewer than 10 images: add some to it")
-    files, labels = [], []
-    for name, label in tqdm(chosen, desc=f"checking {root}", unit=" images", disable=None):
-        try:
-            _read(root / name, name, size)
-        except InputError:
-            continue
-        files.append(root / name)
-        labels.append(label)
-    if not files:
+    readable = _readable([root / name for name, _ in chosen], [name for name, _ in chosen], size, str(root))
+    if not readable:
         raise InputError(f"{root} holds no readable image, all {len(chosen)} tried are damaged: put image files there")
-    images = Images(files, np.array(labels, np.int64), size, channels)
-    return images, tuple(sorted(groups)) if labelled else (), len(chosen) - len(files)
+    labels = np.array([chosen[i][1] for i in readable], np.int64)
+    images = Images([root / chosen[i][0] for i in readable], labels, size, channels)
+    return images, tuple(sorted(groups)) if labelled else (), len(chosen) - len(readable)
+
+
+def _readable(files: Sequence[Path] | _Rows, names: Sequence[str], size: int, where: str) -> list[int]:
+    """Decode every file once and return the positions of those that can be."""
+    readable = []
+    for i, name in enumerate(tqdm(names, desc=f"checking {where}", unit=" images", disable=None)):
+        with suppress(InputError):
+            _read(files[i], name, size)
+            readable.append(i)
+    return readable
 
 
 def _image_names(root: Path) -> list[str]:
@@ -154,4 +157,9 @@ def hugging_face(root: Path, held_out: bool, size: int, channels: int) -> tuple[
         if bad is not None:
             raise InputError(f"row {bad} of {root} has no {label}: drop such rows, or the whole column")
     undecoded = rows.select_columns([image]).cast_column(image, datasets.Image(decode=False))
-    return Images(_Rows(undecoded, image), np.array(labels, np.int64), size, channels), classes, 0
+    names = [f"in row {row} of {root}" for row in range(len(rows))]
+    readable = _readable(_Rows(undecoded, image), names, size, str(root))
+    if not readable:
+        raise InputError(f"{root} holds no readable image, all {len(rows)} tried are damaged: save others")
+    images = _Rows(undecoded.select(readable), image)
+    return Images(images, np.array(labels, np.int64)[readable], size, channels), classes, len(rows) - len(readable)

@@ -29,7 +29,7 @@ def l_simple(
 ) -> Tensor:
     """L_simple (Ho et al. 2020, eq. 14) for any prediction: mean squared error against the prediction's own target.
 
-    A score's error is weighted by sigma^2 (Song & Ermon 2019, eq. 5), which makes it the error of eps.
+    A score's error is weighted by sigma^2 (Song & Ermon 2019, eq. 6), which makes it the error of eps.
 
     Args:
         model: `model(x, t, **cond) -> out`.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from fastdiff import models, pictures, schedules
 from fastdiff import prediction as predictions
 from fastdiff.checkpoint import Checkpoint
 from fastdiff.errors import InputError, NonFiniteError
+from fastdiff.files import check_folder
 from fastdiff.sample import sample
 from fastdiff.schedules import Schedule
 from fastdiff.train import data as datasets
@@ -82,6 +83,7 @@ class Trainer:
         self.data = datasets.load(config.data, size=config.size, channels=config.channels)
         if self.data.skipped:
             self.accelerator.print(f"skipped {self.data.skipped} unreadable images of {config.data}", file=sys.stderr)
+        check_folder(out)
         self.schedule = _schedule(config)
         predictions.coefficients(config.prediction, self.schedule.alpha, self.schedule.sigma)
         model = models.build(_description(config, self.data), seed=config.seed)
@@ -111,7 +113,7 @@ class Trainer:
                 loss = self._advance(next(batches))
                 bar.update()
                 if self._due(REPORT_EVERY):
-                    self._report(bar, float(loss))
+                    self._report(bar, float(accelerator.reduce(loss, "mean")))
                 if self._due(config.save_every):
                     self._save()
                 if self._due(config.sample_every):
@@ -163,7 +165,7 @@ class Trainer:
             num_workers=config.workers,
         )
         position = torch.from_numpy(positions).to(accelerator.device)
-        for step, (x0, label) in enumerate(loader, start=self.step):
+        for step, (x0, label) in enumerate(_named_errors(loader), start=self.step):
             t, dropped = _times(config, step)
             cond = {}
             if self.data.classes:
@@ -195,10 +197,10 @@ class Trainer:
         return self.out / checkpoints.STEP_FOLDER.format(self.step)
 
     def _save(self) -> None:
+        state = states.collect(self.accelerator.unwrap_model(self.model), self.optimizer)
+        if not all(bool(value.isfinite().all()) for value in state.values()):
+            raise NonFiniteError(f"the weights are not finite at step {self.step}: lower the learning rate (--lr)")
         if self.accelerator.is_main_process:
-            state = states.collect(self.accelerator.unwrap_model(self.model), self.optimizer)
-            if not all(bool(value.isfinite().all()) for value in state.values()):
-                raise NonFiniteError(f"the weights are not finite at step {self.step}: lower the learning rate (--lr)")
             training = {**self.config.to_dict(), "step": self.step}
             checkpoints.save(self._folder(), self.checkpoint(), training, {STATE: state})
             checkpoints.keep_only(self._folder())
@@ -226,6 +228,14 @@ class Trainer:
             cond={"y": labels} if checkpoint.classes else None,
         )
         pictures.save(x, self.out / "samples" / f"{self._folder().name}.png", columns=each)
+
+
+def _named_errors(loader: Iterable[Any]) -> Iterator[Any]:
+    """Pass batches on; give an error of a reading process, which comes wrapped in its traceback, its own line back."""
+    try:
+        yield from loader
+    except InputError as error:
+        raise InputError(str(error).strip().splitlines()[-1].removeprefix("fastdiff.errors.InputError: ")) from None
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:

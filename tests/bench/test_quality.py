@@ -130,7 +130,7 @@ SETTINGS = quality.Settings(samples=6, samples_at_1000=4, headline_samples=8, ba
 def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Make what a run always does short. One thread: several that wait for each other crawl on a busy machine."""
     short = {
-        "GUIDANCE": (1, 2),
+        "GUIDANCE": (2,),
         "ETAS": (0, "sigma-hat"),
         "HEADLINE_STEPS": 3,
         "GRID_STEPS": (2, 3),
@@ -234,8 +234,8 @@ def test_a_copier_gets_what_training_images_get() -> None:
     judge = quality.Judge(train, held_out, epochs=1, seed=0)
     assert judge.distances(held_out.x) == pytest.approx({"pixel": 0, "feature": 0}, abs=1e-8)
     few, many = (judge.copier(train, count, seed=0) for count in (50, 20_000))
-    # 20,000 draws have the moments of the train split to about 1 %, and a bias that is as small.
-    assert many == pytest.approx(judge.distances(train.x), rel=0.05)
+    # 20,000 draws are still biased upwards: measured 6 % in feature space, where the distance is small.
+    assert many == pytest.approx(judge.distances(train.x), rel=0.1)
     assert all(few[space] > many[space] for space in quality_report.SPACES)
 
 
@@ -277,6 +277,7 @@ def results() -> dict[str, Any]:
         "cells": [
             {"table": "headline", "steps": 50, "eta": 0, "guidance": 1, "samples": 5748, **cell},
             {"table": "guidance", "steps": 50, "eta": 0, "guidance": 1.5, "samples": 1000, **cell},
+            {"table": "table", "steps": 50, "eta": 0, "guidance": 1, "samples": 1000, **cell},
             {"table": "table", "steps": 5, "eta": 0, "guidance": 1, "samples": 1000, **cell},
             {"table": "table", "steps": 10, "eta": "sigma-hat", "guidance": 1, "samples": 1000, **cell},
         ],
@@ -289,10 +290,11 @@ def results() -> dict[str, Any]:
         "| label agreement | 99.60% | >= 99.5% | yes |",
         "| Frechet distance, pixel space | 1.1 = 1.100 x floor 1 (a copier: 1.200 x) | <= 1.15 x floor | yes |",
         "| Frechet distance, feature space | 6 = 1.200 x floor 5 (a copier: 1.100 x) | <= 1.15 x floor | no |",
-        "| 1.5 | 99.60% | 99.00% | 1.1 (0.50) | 6 (0.50) | 1000 | 12.3 |",
-        "| eta | 5 steps | 10 steps |",
-        "| 0 | 6 (0.50) |  |",
-        "| sigma-hat |  | 1.1 (0.50) |",
+        "| 1 | 99.60% | 99.00% | 1.1 (0.50) | 6 (0.50) | 1000 |",
+        "| 1.5 | 99.60% | 99.00% | 1.1 (0.50) | 6 (0.50) | 1000 |",
+        "| eta | 50 steps | 5 steps | 10 steps |",
+        "| 0 | 6 (0.50) | 6 (0.50) |  |",
+        "| sigma-hat |  |  | 1.1 (0.50) |",
         "| samples | 2 | 0.250 | 50.00% | 25.00% | 1 |",
     ],
 )

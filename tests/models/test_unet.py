@@ -192,7 +192,7 @@ def test_attention_mixes_all_pixels() -> None:
     x = noise(1, 8, 6, 6)
     moved = x.clone()
     moved[0, :, 5, 5] += 1 - 2 * (torch.arange(8) % 2)
-    change = attention(moved, noise(1, 4)) - attention(x, noise(1, 4))
+    change = attention(moved) - attention(x)
     assert change[0, :, 0, 0].abs().max() > 1e-4
 
 
@@ -201,7 +201,7 @@ def test_attention_heads(channels: int, head_width: int, heads: int) -> None:
     """Heads have the width asked for; fewer channels than that are a single head."""
     attention = Attention(channels, head_width)
     assert attention.heads == heads
-    assert attention(noise(2, channels, 3, 4), noise(2, 4)).shape == (2, channels, 3, 4)
+    assert attention(noise(2, channels, 3, 4)).shape == (2, channels, 3, 4)
 
 
 def test_attention_is_softmax_of_scaled_products() -> None:
@@ -216,7 +216,7 @@ def test_attention_is_softmax_of_scaled_products() -> None:
         q, k, v = (pixels @ attention.qkv.weight.T + attention.qkv.bias).split(8, dim=1)
         mixed = torch.softmax(q @ k.T / 8**0.5, dim=1) @ v
         expected = x[0].flatten(1).T + mixed @ attention.out.weight.T + attention.out.bias
-        out = attention(x, noise(1, 4))[0].flatten(1).T
+        out = attention(x)[0].flatten(1).T
     assert torch.allclose(out, expected, rtol=1e-5, atol=1e-5)
 
 

@@ -140,6 +140,16 @@ def test_marks_what_is_not_finite(bad):
     assert first_bad[1] == 2
 
 
+@pytest.mark.parametrize("column", ["cz", "cv", "cy", "ch1", "dx", "dz"])
+def test_a_column_without_its_tensor_is_refused(column):
+    """A plan that uses noise, variance, anchor or history is not carried out without it."""
+    plan = Plan.build("lacks", [0.0], {"cz": 1.0, column: 0.5} if column == "cv" else {column: 0.5})
+    x, z = torch.zeros(1, 2), torch.zeros(1, 2)
+    table = torch.from_numpy(plan.table.copy()).float()
+    with pytest.raises(fd.InputError, match="was not given"):
+        reference.step(x, x.clone(), table, plan.columns, torch.tensor([0]), z=z if column == "cv" else None)
+
+
 def test_empty_batch():
     """A batch of none is stepped without complaint."""
     plan = fd.samplers.ddpm(fd.schedules.linear(), steps=2)

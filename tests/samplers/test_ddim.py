@@ -231,6 +231,8 @@ def test_sigma_hat_depends_on_the_coordinates() -> None:
         ({"prediction": "epsilon"}, "unknown prediction 'epsilon': did you mean 'eps'"),
         ({"steps": 1001}, "steps must be between 1 and the schedule's 1000 levels, got 1001"),
         ({"steps": 0}, "steps must be between 1 and"),
+        ({"steps": 5.0}, "steps must be a whole number, got 5.0"),
+        ({"eta": None}, "eta must be a number >= 0"),
         ({"timesteps": [1, 2]}, "timesteps must fall strictly"),
         ({"clip": 0.0}, "clip must be > 0, or None for no clipping, got 0.0"),
         ({"clip": -1.0}, "clip must be > 0"),

@@ -332,13 +332,20 @@ def test_hf_single(hub: Any, tmp_path: Path) -> None:
 
 
 def test_hf_rows_that_cannot_be_used(hub: Any, tmp_path: Path) -> None:
-    """A missing label stops the load, a missing picture stops at its row, and both say which."""
+    """A missing label stops the load and says which; missing pictures are skipped and counted, unless all are."""
     table(hub, kind=[0, 1, None, 0]).save_to_disk(tmp_path / "label")
     with pytest.raises(InputError, match=r"row 2 of .* has no kind"):
         load(f"hf:{tmp_path / 'label'}")
-    table(hub, picture=[None] * 4).save_to_disk(tmp_path / "picture")
-    with pytest.raises(InputError, match="cannot read the image in row 1"):
-        load(f"hf:{tmp_path / 'picture'}").dataset[1]
+    table(hub, picture=[None] * 4).save_to_disk(tmp_path / "pictures")
+    with pytest.raises(InputError, match="holds no readable image, all 4 tried are damaged"):
+        load(f"hf:{tmp_path / 'pictures'}")
+    pictures = [None, *(Image.new("L", (8, 8), shade) for shade in (1, 2, 3))]
+    table(hub, picture=pictures, kind=[0, 1, 0, 1]).save_to_disk(tmp_path / "picture")
+    data = load(f"hf:{tmp_path / 'picture'}", size=8, channels=1)
+    x, labels = items(data)
+    assert data.skipped == 1
+    assert to_uint8(x[:, 0, 0, 0]).tolist() == [1, 2, 3]
+    assert labels.tolist() == [1, 0, 1]
 
 
 def test_hf_without_images(hub: Any, tmp_path: Path) -> None:
