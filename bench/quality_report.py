@@ -115,9 +115,11 @@ Python {machine["python"]}, fastdiff {machine["fastdiff"]}."""
 
 def _headline(results: Results) -> str:
     row = _headline_row(results)
-    agreement = row["agreement"]["network"]
     measured = [
-        ("label agreement", f"{agreement:.2%}", f">= {AGREEMENT_TARGET:.1%}", agreement >= AGREEMENT_TARGET),
+        *(
+            (f"label agreement, by {judge}", f"{share:.2%}", f">= {AGREEMENT_TARGET:.1%}", share >= AGREEMENT_TARGET)
+            for judge, share in row["agreement"].items()
+        ),
         *(_headline_distance(results, row, space) for space in SPACES),
     ]
     rows = [(what, value, target, "yes" if met else "no") for what, value, target, met in measured]

@@ -287,7 +287,8 @@ def results() -> dict[str, Any]:
 @pytest.mark.parametrize(
     "line",
     [
-        "| label agreement | 99.60% | >= 99.5% | yes |",
+        "| label agreement, by network | 99.60% | >= 99.5% | yes |",
+        "| label agreement, by svc | 99.00% | >= 99.5% | no |",
         "| Frechet distance, pixel space | 1.1 = 1.100 x floor 1 (a copier: 1.200 x) | <= 1.15 x floor | yes |",
         "| Frechet distance, feature space | 6 = 1.200 x floor 5 (a copier: 1.100 x) | <= 1.15 x floor | no |",
         "| 1 | 99.60% | 99.00% | 1.1 (0.50) | 6 (0.50) | 1000 |",
