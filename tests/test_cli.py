@@ -140,7 +140,6 @@ def test_sample_of_a_network_without_classes(run: Run, saved: Path, tmp_path: Pa
 
 def test_sample_of_points(run: Run, saved: Path, tmp_path: Path) -> None:
     """Points become a scatter plot."""
-    pytest.importorskip("matplotlib")
     ended = run("sample", "--checkpoint", saved / "points", "--count", 20, "--steps", 2, "--out", "points.png")
     assert (ended.status, ended.err) == (0, "")
     assert pixels(tmp_path / "points.png").shape[:2] == (480, 480)
@@ -194,7 +193,6 @@ TINY = ("--data", "moons", "--width", 8, "--levels", T, "--batch", 8, "--warmup"
 
 def test_train_resume_export_and_sample(run: Run, tmp_path: Path) -> None:
     """A tiny run is trained, refused a second time, resumed, exported; run and export draw the same picture."""
-    pytest.importorskip("accelerate")
     ended = run("train", *TINY, "--steps", 4, "--save-every", 2, "--out", "run")
     assert (ended.status, ended.err) == (0, "")
     assert ended.out.splitlines()[-1].split() == ["trained", "run/step-00000004"]
@@ -402,9 +400,6 @@ def test_mistake_in_train_costs_one_line(
     run: Run, tmp_path: Path, arguments: tuple[str | float, ...], said: str
 ) -> None:
     """The error says what was wrong; no traceback, no folder of a run."""
-    pytest.importorskip("accelerate")
-    if "hf:" in str(arguments):
-        pytest.importorskip("datasets")
     (tmp_path / "file").touch()
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken").mkdir()
@@ -447,8 +442,7 @@ def test_training_without_its_libraries_says_what_to_install(run: Run, monkeypat
 
 
 def script(*arguments: str | Path, cwd: Path) -> Ended:
-    if not SCRIPT.exists():
-        pytest.skip("the package is not installed: there is no script")
+    assert SCRIPT.exists(), "the package is not installed: there is no script"
     done = subprocess.run(
         [SCRIPT, *arguments], cwd=cwd, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, check=False
     )

@@ -93,7 +93,6 @@ def test_file_is_a_png_of_the_grid(tmp_path: Path, channels: int, mode: str) -> 
 
 def test_points_are_scattered_where_they_are(tmp_path: Path) -> None:
     """Points of two clusters give a PNG with ink in two opposite corners of the plot and none in the other two."""
-    pytest.importorskip("matplotlib")
     cluster = torch.randn(200, 2, generator=torch.Generator().manual_seed(0)) * 0.05
     pictures.save(torch.cat([cluster - 1, cluster + 1]), tmp_path / "points.png", columns=1)
     with Image.open(tmp_path / "points.png") as image:

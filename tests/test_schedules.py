@@ -8,9 +8,12 @@ import math
 from fractions import Fraction
 from typing import Any
 
+import diffusers
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
+from diffusers.schedulers import scheduling_ddim
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -196,7 +199,6 @@ def test_flow_ends_in_pure_noise(T: int, shift: float) -> None:
 )
 def test_betas_equal_diffusers(name: str, peer: str, relative: float, absolute: float, T: int) -> None:
     """One-step variances are those of diffusers, to its float32."""
-    diffusers = pytest.importorskip("diffusers")
     beta_range = {} if name == "cosine" else schedules.make(name).config
     ends = {key: beta_range[key] for key in ("beta_start", "beta_end") if key in beta_range}
     theirs = diffusers.DDPMScheduler(num_train_timesteps=T, beta_schedule=peer, **ends).betas.double().numpy()
@@ -208,11 +210,9 @@ def test_betas_equal_diffusers(name: str, peer: str, relative: float, absolute: 
 @pytest.mark.parametrize("T", [2, 50, 1000])
 def test_zero_terminal_snr_equals_diffusers(name: str, T: int) -> None:
     """Lin et al.'s Algorithm 1 on float64 betas gives diffusers' abar; ours ends at exactly 0, and changes no start."""
-    torch = pytest.importorskip("torch")
-    ddim = pytest.importorskip("diffusers.schedulers.scheduling_ddim")
     schedule = schedules.make(name, T=T)
     shifted = schedule.zero_terminal_snr()
-    theirs = ddim.rescale_zero_terminal_snr(torch.from_numpy(one_step_betas(schedule)))
+    theirs = scheduling_ddim.rescale_zero_terminal_snr(torch.from_numpy(one_step_betas(schedule)))
     alpha_bar = np.cumprod(1 - theirs.numpy())
     # The difference of two close alphas near the end; theirs goes from abar to betas and back.
     np.testing.assert_allclose(shifted.alpha**2, alpha_bar, rtol=1e-9, atol=0)

@@ -10,17 +10,16 @@ from fractions import Fraction
 from itertools import pairwise, product
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import torch
+from diffusers.schedulers import scheduling_ddpm
 from torch import Tensor
 
 import fastdiff as fd
 from fastdiff.plan import Plan
 from fastdiff.schedules import Schedule
-
-diffusers = pytest.importorskip("diffusers")
-scheduling_ddpm = pytest.importorskip("diffusers.schedulers.scheduling_ddpm")
 
 SHAPE = (2, 3, 2, 2)
 PREDICTIONS = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}

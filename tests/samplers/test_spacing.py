@@ -6,6 +6,7 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -137,7 +138,6 @@ def test_by_hand(name: str, T: int, S: int, levels: list[int]) -> None:
 @pytest.mark.parametrize("name", ["leading", "trailing", "linspace"])
 def test_equals_diffusers(name: str, T: int) -> None:
     """The same lists as diffusers, whether S divides T or not, but for its known defects."""
-    diffusers = pytest.importorskip("diffusers")
     scheduler = diffusers.DDIMScheduler(num_train_timesteps=T, timestep_spacing=name, steps_offset=0)
     compared = 0
     for S in range(1, T + 1, max(T // 100, 1)):
@@ -158,7 +158,6 @@ def test_equals_diffusers(name: str, T: int) -> None:
 @pytest.mark.parametrize("S", [16, 80, 400])
 def test_trailing_equals_diffusers_at_halves(S: int) -> None:
     """Where T / S is exact in binary, so that both see true halves, diffusers rounds as we do."""
-    diffusers = pytest.importorskip("diffusers")
     scheduler = diffusers.DDIMScheduler(num_train_timesteps=1000, timestep_spacing="trailing")
     scheduler.set_timesteps(S)
     assert scheduler.timesteps.tolist() == spacing.spaced(1000, S, "trailing").tolist()

@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -50,7 +51,6 @@ def paint(file: Path, color: Any = "red", *, mode: str = "RGB", size: tuple[int,
 
 def test_digits() -> None:
     """Digits are 8x8 in [-1, 1], and the split is stratified, disjoint, complete and the same every time."""
-    pytest.importorskip("sklearn")
     train, held_out = load("digits"), load("digits", split="held-out")
     assert (train.name, train.shape, train.classes) == ("digits", (1, 8, 8), tuple("0123456789"))
     assert (len(train), len(held_out)) == (1437, 360)
@@ -297,7 +297,7 @@ def test_image_that_vanishes_is_named(photos: Path) -> None:
 @pytest.fixture
 def hub() -> Any:
     """The `datasets` library."""
-    return pytest.importorskip("datasets")
+    return datasets
 
 
 def table(hub: Any, count: int = 4, **columns: Any) -> Any:

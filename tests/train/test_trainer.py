@@ -20,15 +20,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-
-pytest.importorskip("accelerate")
-
-from accelerate.state import AcceleratorState
 
 from fastdiff import checkpoint as checkpoints
 from fastdiff import schedules
@@ -539,7 +536,8 @@ def test_sample_grids_are_pngs(tmp_path: Path, config: TrainConfig, size: tuple[
 
 def test_tensorboard_gets_the_loss(tmp_path: Path) -> None:
     """The event file in the run's folder holds loss and learning rate at every report and at the last step."""
-    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    from tensorboard.backend.event_processing import event_accumulator
+
     config = dataclasses.replace(POINTS, steps=trainer.REPORT_EVERY + 5, tracker="tensorboard")
     train(config, tmp_path)
     (events,) = tmp_path.rglob("events.out.tfevents.*")
