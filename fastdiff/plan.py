@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from fastdiff.errors import InputError, lookup
 from fastdiff.files import write_text
-from fastdiff.schedules import Array
+from fastdiff.schedules import Array, frozen
 
 HISTORY_SLOTS = 4
 
@@ -84,7 +84,7 @@ class Plan:
             InputError: a column is unknown or has the wrong length, a value is not finite (`clip` may be inf),
                 a slot is not -1..3, or `t` is empty.
         """
-        times = _frozen(t)
+        times = frozen(t)
         if times.ndim != 1 or times.size == 0:
             raise InputError(f"a plan needs at least one row: t must be a non-empty 1-D array, got shape {times.shape}")
         if not (np.isfinite(times).all() and math.isfinite(init_scale)):
@@ -93,7 +93,7 @@ class Plan:
         values = {column: _column(column, value, times.size) for column, value in columns.items()}
         used = tuple(column for column in NEUTRAL if column in values and (values[column] != NEUTRAL[column]).any())
         table = np.stack([values[column] for column in used], axis=1) if used else np.empty((times.size, 0))
-        return cls(name, times, used, _frozen(table), float(init_scale), stores)
+        return cls(name, times, used, frozen(table), float(init_scale), stores)
 
     def __len__(self) -> int:
         return int(self.t.size)
@@ -175,12 +175,6 @@ class Plan:
             return cls.build(**json.loads(Path(path).read_text()))
         except (TypeError, ValueError, AttributeError) as error:
             raise InputError(f"{path} is no saved plan: {error}") from None
-
-
-def _frozen(values: npt.ArrayLike) -> Array:
-    array = np.array(values, dtype=np.float64)
-    array.setflags(write=False)
-    return array
 
 
 def _column(name: str, value: npt.ArrayLike, rows: int) -> Array:

@@ -23,6 +23,13 @@ P = ParamSpec("P")
 MAX_COSINE_BETA = 0.999
 
 
+def frozen(values: npt.ArrayLike) -> Array:
+    """Return a float64 copy that cannot be written to."""
+    array = np.array(values, dtype=np.float64)
+    array.setflags(write=False)
+    return array
+
+
 @dataclass(frozen=True, eq=False)
 class Schedule:
     """A table of noise levels.
@@ -49,9 +56,7 @@ class Schedule:
         defaults = {"time": np.arange(levels), "scale_in": np.ones(levels)}
         for name in ("alpha", "sigma", "time", "scale_in"):
             given = getattr(self, name)
-            values = np.array(defaults[name] if given is None else given, dtype=np.float64)
-            values.setflags(write=False)
-            object.__setattr__(self, name, values)
+            object.__setattr__(self, name, frozen(defaults[name] if given is None else given))
         _check_levels(self)
 
     def __len__(self) -> int:

@@ -77,6 +77,9 @@ class _Rows:
     def __init__(self, rows: Any, column: str) -> None:
         self.rows, self.column = rows, column
 
+    def __len__(self) -> int:
+        return len(self.rows)
+
     def __getitem__(self, index: int) -> Path | BytesIO:
         image = self.rows[index][self.column] or {"bytes": b"", "path": None}
         return Path(image["path"]) if image["bytes"] is None else BytesIO(image["bytes"])
@@ -94,20 +97,21 @@ def folder(root: Path, held_out: bool, size: int, channels: int) -> tuple[Images
     chosen = [(name, label) for label, key in enumerate(sorted(groups)) for name in _share(groups[key], held_out)]
     if not chosen:
         raise InputError(f"{root} has nothing to hold out, as each class has fewer than 10 images: add some to it")
-    readable = _readable([root / name for name, _ in chosen], [name for name, _ in chosen], size, str(root))
+    files = [root / name for name, _ in chosen]
+    readable = _readable(files, size, root)
     if not readable:
         raise InputError(f"{root} holds no readable image, all {len(chosen)} tried are damaged: put image files there")
     labels = np.array([chosen[i][1] for i in readable], np.int64)
-    images = Images([root / chosen[i][0] for i in readable], labels, size, channels)
+    images = Images([files[i] for i in readable], labels, size, channels)
     return images, tuple(sorted(groups)) if labelled else (), len(chosen) - len(readable)
 
 
-def _readable(files: Sequence[Path] | _Rows, names: Sequence[str], size: int, where: str) -> list[int]:
+def _readable(files: Sequence[Path] | _Rows, size: int, root: Path) -> list[int]:
     """Decode every file once and return the positions of those that can be."""
     readable = []
-    for i, name in enumerate(tqdm(names, desc=f"checking {where}", unit=" images", disable=None)):
+    for i in tqdm(range(len(files)), desc=f"checking {root}", unit=" images", disable=None):
         with suppress(InputError):
-            _read(files[i], name, size)
+            _read(files[i], str(i), size)
             readable.append(i)
     return readable
 
@@ -157,8 +161,7 @@ def hugging_face(root: Path, held_out: bool, size: int, channels: int) -> tuple[
         if bad is not None:
             raise InputError(f"row {bad} of {root} has no {label}: drop such rows, or the whole column")
     undecoded = rows.select_columns([image]).cast_column(image, datasets.Image(decode=False))
-    names = [f"in row {row} of {root}" for row in range(len(rows))]
-    readable = _readable(_Rows(undecoded, image), names, size, str(root))
+    readable = _readable(_Rows(undecoded, image), size, root)
     if not readable:
         raise InputError(f"{root} holds no readable image, all {len(rows)} tried are damaged: save others")
     images = _Rows(undecoded.select(readable), image)
