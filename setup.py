@@ -8,7 +8,7 @@ from pathlib import Path
 from setuptools import setup
 
 MACROS = [("TORCH_TARGET_VERSION", "0x020a000000000000")]
-CXX_FLAGS = ["-O3", "-ffp-contract=off"]
+CXX_FLAGS = ["-O3", "-ffp-contract=off", "-fvisibility=hidden", "-g0"]
 NVCC_FLAGS = ["-O3", "--fmad=false", "-Xcompiler", "-ffp-contract=off"]
 
 

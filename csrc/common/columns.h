@@ -1,0 +1,42 @@
+// The columns of a plan in the order of fastdiff.plan.NEUTRAL, and what a call of `step` uses besides.
+#pragma once
+
+#include "common/portable.h"
+
+namespace fastdiff {
+
+enum Column : int {
+  SCALE_IN, PX, PO, CLIP,
+  EX, EO, E0,
+  CX, CY, C0, CE, CH0, CH1, CH2, CH3, CZ, CV,
+  DX, DY, D0, DE, DH0, DH1, DH2, DH3, DZ,
+  SLOT,
+  COLUMNS,
+  // Beyond the columns: what the history keeps, and which optional tensors there are.
+  STORES_EPS = COLUMNS,
+  GUIDED, SCALED, THRESHOLDED, ANCHORED, X0_OUT, MODEL_INPUT, FIRST_BAD
+};
+
+constexpr int kHistorySlots = 4;
+
+// A set of columns. The device kernels may use a type with constexpr `has` in its place.
+struct Uses {
+  uint64_t bits = 0;
+
+  FASTDIFF_INLINE bool has(int column) const { return bits >> column & 1; }
+  FASTDIFF_INLINE bool any(int first, int last) const { return bits >> first & ((uint64_t{2} << (last - first)) - 1); }
+  FASTDIFF_INLINE bool draws_noise() const { return has(CZ) || has(DZ); }
+  FASTDIFF_INLINE bool writes_anchor() const { return has(ANCHORED) && any(DX, DZ); }
+  void add(int column, bool used = true) { bits |= uint64_t{used} << column; }
+};
+
+// The coefficients of one sample: its row of the table, and its own numbers.
+struct Row {
+  float c[COLUMNS];
+  float next_scale_in;
+  float w;
+  float scale;
+  float clip_ratio;
+};
+
+}  // namespace fastdiff

@@ -1,0 +1,70 @@
+// What host and device code share: the inline marker, and one float as the smallest kind of lanes.
+//
+// philox.h, normal.h and step.h are written once over "lanes": a float here, a SIMD register in cpu/lanes.h, several
+// registers in cpu/two.h. Everything stands in an unnamed namespace, because each instruction set compiles these
+// headers for itself and the linker must not merge the results.
+#pragma once
+
+#include <cstdint>
+
+#if defined(__CUDACC__)
+#define FASTDIFF_INLINE __host__ __device__ __forceinline__
+#else
+#define FASTDIFF_INLINE inline __attribute__((always_inline))
+#endif
+
+namespace fastdiff {
+namespace {
+
+// The same number in every lane.
+template <class L>
+struct Splat {
+  template <class Number>
+  static FASTDIFF_INLINE L of(Number value) {
+    return value;
+  }
+};
+template <class L, class Number>
+FASTDIFF_INLINE L splat(Number value) {
+  return Splat<L>::of(value);
+}
+
+FASTDIFF_INLINE float fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+FASTDIFF_INLINE float square_root(float x) { return __builtin_sqrtf(x); }
+
+FASTDIFF_INLINE uint32_t bits(float x) {
+  union {
+    float number;
+    uint32_t word;
+  } both = {x};
+  return both.word;
+}
+
+FASTDIFF_INLINE float from_bits(uint32_t word) {
+  union {
+    uint32_t word;
+    float number;
+  } both = {word};
+  return both.number;
+}
+
+FASTDIFF_INLINE float signed_to_float(uint32_t word) { return static_cast<float>(static_cast<int32_t>(word)); }
+
+template <int count>
+FASTDIFF_INLINE uint32_t arithmetic_shift_right(uint32_t word) {
+  return static_cast<uint32_t>(static_cast<int32_t>(word) >> count);
+}
+
+FASTDIFF_INLINE float select_odd(uint32_t word, float odd, float even) { return word & 1u ? odd : even; }
+
+// `x < low ? low : x` and `x > high ? high : x`: NaN stays NaN.
+FASTDIFF_INLINE float at_least(float x, float low) { return x < low ? low : x; }
+FASTDIFF_INLINE float at_most(float x, float high) { return x > high ? high : x; }
+
+FASTDIFF_INLINE uint64_t wide_product(uint32_t a, uint32_t b) { return static_cast<uint64_t>(a) * b; }
+FASTDIFF_INLINE uint32_t high_word(uint64_t product) { return static_cast<uint32_t>(product >> 32); }
+FASTDIFF_INLINE uint32_t low_word(uint64_t product) { return static_cast<uint32_t>(product); }
+FASTDIFF_INLINE uint32_t xor3(uint32_t a, uint32_t b, uint32_t c) { return a ^ b ^ c; }
+
+}  // namespace
+}  // namespace fastdiff

@@ -1,0 +1,283 @@
+// The kernels in terms of lanes. A file for each instruction set includes this one, and nothing else does.
+#pragma once
+
+#include <cstring>
+
+#include "common/step.h"
+#include "cpu/kernels.h"
+#include "cpu/lanes.h"
+
+namespace fastdiff {
+namespace {
+
+// Lanes of one pass through the registers.
+using Lanes = Two<Two<Floats>>;
+constexpr int kPass = kFloats<Lanes>;
+static_assert(kBlock % kPass == 0 && kBlock % (4 * kQuads * kChains) == 0, "whole passes in a block");
+
+struct Buffer {
+  alignas(64) char bytes[kBlock * sizeof(float)];
+  float* floats() { return reinterpret_cast<float*>(bytes); }
+};
+
+// One block of an operand: where it is, or a copy in a buffer where it is not a whole dense block.
+struct Block {
+  char* data;
+  Float kind;
+
+  template <class L>
+  FASTDIFF_INLINE L load(int element) const {
+    return load_floats<L>(data, kind, element);
+  }
+  template <class L>
+  FASTDIFF_INLINE void store(int element, L value) const {
+    store_floats(data, kind, element, value);
+  }
+};
+
+// Some block of a sample, whole or a tail.
+struct Place {
+  int64_t sample, begin;
+  int count;
+
+  FASTDIFF_INLINE bool direct(const Operand& operand) const { return count == kBlock && operand.dense(); }
+
+  FASTDIFF_INLINE Block read(const Operand& operand, Buffer& buffer) const {
+    if (direct(operand)) return {operand.at(sample, begin), operand.kind};
+    gather(operand, sample, begin, count, kBlock, buffer.bytes);
+    return {buffer.bytes, operand.kind};
+  }
+  FASTDIFF_INLINE Block open(const Operand& operand, Buffer& buffer) const {
+    return {direct(operand) ? operand.at(sample, begin) : buffer.bytes, operand.kind};
+  }
+  FASTDIFF_INLINE void close(const Operand& operand, const Buffer& buffer) const {
+    if (!direct(operand)) scatter(operand, sample, begin, count, buffer.bytes);
+  }
+};
+
+template <class Visit>
+FASTDIFF_INLINE void for_each_block(Range range, const Visit& visit) {
+  for (int64_t begin = range.begin; begin < range.end; begin += kBlock) {
+    const int64_t left = range.end - begin;
+    visit(Place{range.sample, begin, static_cast<int>(left < kBlock ? left : kBlock)});
+  }
+}
+
+FASTDIFF_INLINE void draw_block(const NoiseKey& key, int64_t begin, float* z) {
+  draw_normals(key, static_cast<uint32_t>(begin / 4), kBlock, z);
+}
+
+// The loads and stores of common/step.h for one block.
+struct StepBlock {
+  Block x_, out_, uncond_, variance_, y_, z_, x0_, input_;
+  Block history_[kHistorySlots];
+  int64_t branches = 1;
+  int64_t branch_stride = 0;  // in bytes
+  int element = 0;
+  // Sums of 0 * value: NaN as soon as one of the values was not finite.
+  Lanes output_check, state_check;
+
+  FASTDIFF_INLINE Lanes x() const { return x_.load<Lanes>(element); }
+  FASTDIFF_INLINE Lanes out() const { return out_.load<Lanes>(element); }
+  FASTDIFF_INLINE Lanes uncond() const { return uncond_.load<Lanes>(element); }
+  FASTDIFF_INLINE Lanes variance() const { return variance_.load<Lanes>(element); }
+  FASTDIFF_INLINE Lanes y() const { return y_.load<Lanes>(element); }
+  FASTDIFF_INLINE Lanes z() const { return z_.load<Lanes>(element); }
+  FASTDIFF_INLINE Lanes history(int k) const { return history_[k].load<Lanes>(element); }
+  FASTDIFF_INLINE void store_x(Lanes value) const { x_.store(element, value); }
+  FASTDIFF_INLINE void store_y(Lanes value) const { y_.store(element, value); }
+  FASTDIFF_INLINE void store_x0(Lanes value) const { x0_.store(element, value); }
+  FASTDIFF_INLINE void store_history(int slot, Lanes value) const {
+    if (slot >= 0) history_[slot].store(element, value);
+  }
+  FASTDIFF_INLINE void store_model_input(Lanes value) const {
+    for (int64_t branch = 0; branch < branches; ++branch) {
+      Block{input_.data + branch * branch_stride, input_.kind}.store(element, value);
+    }
+  }
+  FASTDIFF_INLINE void check(Lanes out, Lanes x) {
+    output_check = fma(out, splat<Lanes>(0.0f), output_check);
+    state_check = fma(x, splat<Lanes>(0.0f), state_check);
+  }
+};
+
+struct StepBuffers {
+  Buffer x, out, uncond, variance, y, z, x0, input, history[kHistorySlots];
+};
+
+FASTDIFF_INLINE bool touches_history(const Uses& uses, const Row& row, int k) {
+  return uses.has(CH0 + k) || uses.has(DH0 + k) || (uses.has(SLOT) && static_cast<int>(row.c[SLOT]) == k);
+}
+
+FASTDIFF_INLINE StepBlock open_block(const StepTensors& t, const Row& row, const NoiseKey& key, Place place,
+                                     StepBuffers& buffers) {
+  const Uses& uses = t.uses;
+  StepBlock block;
+  block.output_check = block.state_check = splat<Lanes>(0.0f);
+  block.x_ = place.read(t.x, buffers.x);
+  block.out_ = place.read(t.out, buffers.out);
+  if (uses.has(GUIDED)) block.uncond_ = place.read(t.uncond, buffers.uncond);
+  if (uses.has(CV)) block.variance_ = place.read(t.variance, buffers.variance);
+  if (uses.has(ANCHORED)) block.y_ = place.read(t.y, buffers.y);
+  for (int k = 0; k < kHistorySlots; ++k) {
+    if (touches_history(uses, row, k)) block.history_[k] = place.read(t.history[k], buffers.history[k]);
+  }
+  if (uses.draws_noise()) {
+    if (t.z.given()) {
+      block.z_ = place.read(t.z, buffers.z);
+    } else {
+      draw_block(key, place.begin, buffers.z.floats());
+      block.z_ = {buffers.z.bytes, Float::float32};
+    }
+  }
+  if (uses.has(X0_OUT)) block.x0_ = place.open(t.x0_out, buffers.x0);
+  if (uses.has(MODEL_INPUT)) {
+    const bool direct = place.direct(t.model_input);
+    block.input_ = place.open(t.model_input, buffers.input);
+    block.branches = direct ? t.branches : 1;
+    block.branch_stride = t.samples * t.model_input.sample_stride;
+  }
+  return block;
+}
+
+FASTDIFF_INLINE void close_block(const StepTensors& t, const Row& row, Place place, const StepBuffers& buffers) {
+  const Uses& uses = t.uses;
+  place.close(t.x, buffers.x);
+  if (uses.writes_anchor()) place.close(t.y, buffers.y);
+  if (uses.has(SLOT) && row.c[SLOT] >= 0.0f) {
+    const int slot = static_cast<int>(row.c[SLOT]);
+    place.close(t.history[slot], buffers.history[slot]);
+  }
+  if (uses.has(X0_OUT)) place.close(t.x0_out, buffers.x0);
+  if (uses.has(MODEL_INPUT)) {
+    for (int64_t branch = 0; branch < t.branches; ++branch) {
+      Place{place.sample + branch * t.samples, place.begin, place.count}.close(t.model_input, buffers.input);
+    }
+  }
+}
+
+int step_range(const StepTensors& tensors, const Row& row, const NoiseKey& key, Range range) {
+  StepBuffers buffers;
+  int not_finite = 0;
+  for_each_block(range, [&](Place place) {
+    StepBlock block = open_block(tensors, row, key, place, buffers);
+    for (block.element = 0; block.element < kBlock; block.element += kPass) step<Lanes>(tensors.uses, row, block);
+    if (any_nan(block.output_check)) not_finite |= kOutput;
+    if (any_nan(block.state_check)) not_finite |= kState;
+    close_block(tensors, row, place, buffers);
+  });
+  return not_finite;
+}
+
+void normal_range(const Operand& z, const NoiseKey& key, Range range) {
+  Buffer noise, buffer;
+  for_each_block(range, [&](Place place) {
+    if (place.direct(z) && z.kind == Float::float32) {
+      draw_block(key, place.begin, reinterpret_cast<float*>(z.at(place.sample, place.begin)));
+      return;
+    }
+    draw_block(key, place.begin, noise.floats());
+    const Block to = place.open(z, buffer);
+    for (int e = 0; e < kBlock; e += kPass) to.store(e, load_floats<Lanes>(noise.bytes, Float::float32, e));
+    place.close(z, buffer);
+  });
+}
+
+void q_sample_range(const Operand& x0, const Operand& noise, const Operand& x_t, const Operand& drawn, float alpha,
+                    float sigma, const NoiseKey& key, Range range) {
+  Buffer x0_buffer, noise_buffer, x_t_buffer, drawn_buffer;
+  for_each_block(range, [&](Place place) {
+    const Block clean = place.read(x0, x0_buffer);
+    Block z = {noise_buffer.bytes, Float::float32};
+    if (noise.given()) {
+      z = place.read(noise, noise_buffer);
+    } else {
+      draw_block(key, place.begin, noise_buffer.floats());
+    }
+    const Block noisy = place.open(x_t, x_t_buffer);
+    for (int e = 0; e < kBlock; e += kPass) {
+      noisy.store(e, q_sample(alpha, sigma, clean.load<Lanes>(e), z.load<Lanes>(e)));
+    }
+    place.close(x_t, x_t_buffer);
+    if (drawn.given()) {
+      const Block copy = place.open(drawn, drawn_buffer);
+      for (int e = 0; e < kBlock; e += kPass) copy.store(e, z.load<Lanes>(e));
+      place.close(drawn, drawn_buffer);
+    }
+  });
+}
+
+// pred - eps of one block; 0 beyond the end of the sample.
+FASTDIFF_INLINE void noise_error(const Operand& pred, const NoiseKey& key, Place place, Buffer& error) {
+  Buffer pred_buffer, noise;
+  const Block predicted = place.read(pred, pred_buffer);
+  draw_block(key, place.begin, noise.floats());
+  for (int e = 0; e < kBlock; e += kPass) {
+    const Lanes z = load_floats<Lanes>(noise.bytes, Float::float32, e);
+    store_floats(error.bytes, Float::float32, e, predicted.load<Lanes>(e) - z);
+  }
+  std::memset(error.floats() + place.count, 0, (kBlock - place.count) * sizeof(float));
+}
+
+// Sixteen sums side by side whatever the width of the registers is, so that every instruction set adds in one order.
+double noise_loss_range(const Operand& pred, const NoiseKey& key, Range range) {
+  constexpr int kSums = 16;
+  double sum[kSums] = {};
+  Buffer error;
+  for_each_block(range, [&](Place place) {
+    noise_error(pred, key, place, error);
+    const float* d = error.floats();
+    for (int e = 0; e < kBlock; e += kSums) {
+      for (int k = 0; k < kSums; ++k) sum[k] += static_cast<double>(d[e + k]) * static_cast<double>(d[e + k]);
+    }
+  });
+  double total = 0.0;
+  for (double part : sum) total += part;
+  return total;
+}
+
+void noise_loss_backward_range(const Operand& pred, const Operand& grad, float scale, const NoiseKey& key,
+                               Range range) {
+  Buffer error, buffer;
+  for_each_block(range, [&](Place place) {
+    noise_error(pred, key, place, error);
+    const Block to = place.open(grad, buffer);
+    for (int e = 0; e < kBlock; e += kPass) {
+      to.store(e, scale * load_floats<Lanes>(error.bytes, Float::float32, e));
+    }
+    place.close(grad, buffer);
+  });
+}
+
+void guide_range(const StepTensors& tensors, const Row& row, Range range, float* conditional, float* guided_out) {
+  StepBuffers buffers;
+  for_each_block(range, [&](Place place) {
+    StepBlock block{};
+    block.out_ = place.read(tensors.out, buffers.out);
+    block.uncond_ = place.read(tensors.uncond, buffers.uncond);
+    for (block.element = 0; block.element < kBlock; block.element += kPass) {
+      store_floats(conditional, Float::float32, block.element, block.out());
+      store_floats(guided_out, Float::float32, block.element, guided<Lanes>(tensors.uses, row, block));
+    }
+  });
+}
+
+void predict_x0_range(const StepTensors& tensors, const Row& row, Range range, float* x0) {
+  StepBuffers buffers;
+  for_each_block(range, [&](Place place) {
+    StepBlock block{};
+    block.x_ = place.read(tensors.x, buffers.x);
+    block.out_ = place.read(tensors.out, buffers.out);
+    if (tensors.uses.has(GUIDED)) block.uncond_ = place.read(tensors.uncond, buffers.uncond);
+    for (block.element = 0; block.element < kBlock; block.element += kPass) {
+      const Lanes out = guided<Lanes>(tensors.uses, row, block);
+      store_floats(x0, Float::float32, block.element, predict_x0(tensors.uses, row, block.x(), out));
+    }
+  });
+}
+
+constexpr Kernels kKernels = {step_range,       normal_range, q_sample_range,  noise_loss_range,
+                              noise_loss_backward_range, guide_range,  predict_x0_range};
+
+}  // namespace
+}  // namespace fastdiff

@@ -1,0 +1,50 @@
+// The kernels that every instruction set provides: each works on consecutive elements of one sample.
+#pragma once
+
+#include "common/columns.h"
+#include "common/noise_key.h"
+#include "cpu/operand.h"
+
+namespace fastdiff {
+
+// Elements that a kernel takes at once. Where a sample is dense, whole blocks are read and written where they are; its
+// tail, and samples with strides, go through buffers of this size.
+constexpr int kBlock = 128;
+
+// Some elements of one sample; `begin` is a multiple of kBlock.
+struct Range {
+  int64_t sample, begin, end;
+};
+
+struct StepTensors {
+  Uses uses;
+  Operand x, out, uncond, variance, y, z, x0_out, model_input;
+  Operand history[kHistorySlots];
+  int64_t samples = 0;
+  int64_t branches = 0;  // of model_input: each has the samples of x
+};
+
+// What `step` returns: whether any output or state in the range is not finite.
+enum NotFinite : int { kOutput = 1, kState = 2 };
+
+struct Kernels {
+  int (*step)(const StepTensors& tensors, const Row& row, const NoiseKey& key, Range range);
+  void (*normal)(const Operand& z, const NoiseKey& key, Range range);
+  // Reads `noise` where it is given, draws it otherwise; writes it to `drawn` where that is given.
+  void (*q_sample)(const Operand& x0, const Operand& noise, const Operand& x_t, const Operand& drawn, float alpha,
+                   float sigma, const NoiseKey& key, Range range);
+  // The sum of (pred - eps)^2.
+  double (*noise_loss)(const Operand& pred, const NoiseKey& key, Range range);
+  // grad = scale (pred - eps).
+  void (*noise_loss_backward)(const Operand& pred, const Operand& grad, float scale, const NoiseKey& key, Range range);
+  // The output of one block as float32, without guidance and with it.
+  void (*guide)(const StepTensors& tensors, const Row& row, Range block, float* conditional, float* guided);
+  // The x0-prediction of one block before it is clipped.
+  void (*predict_x0)(const StepTensors& tensors, const Row& row, Range block, float* x0);
+};
+
+extern const Kernels kScalarKernels;
+extern const Kernels kAvx2Kernels;
+extern const Kernels kAvx512Kernels;
+
+}  // namespace fastdiff

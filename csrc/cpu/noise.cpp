@@ -1,0 +1,134 @@
+// The ops that draw noise into a tensor, into the forward process, or against a prediction.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <tuple>
+#include <vector>
+
+#include "cpu/level.h"
+#include "cpu/parallel.h"
+#include "cpu/tensors.h"
+
+namespace fastdiff {
+namespace {
+
+// Elements whose squared errors make one partial sum: a fixed size, so that sums do not depend on the threads.
+constexpr int64_t kPartial = 8 * kBlock;
+
+// Whose noise each sample gets.
+struct Draws {
+  Draws(const Tensor& key, const Tensor& draw, int64_t stream_, int64_t samples)
+      : keys(key, samples), draw(whole_numbers("draw", draw, samples)), stream(static_cast<uint32_t>(stream_)) {
+    STD_TORCH_CHECK(stream_ >= 0 && stream_ < 256, "stream must be 0..255, got ", stream_);
+  }
+
+  NoiseKey operator[](int64_t sample) const {
+    return noise_key(keys.seed[sample], keys.sample[sample], static_cast<uint32_t>(draw[sample]), stream);
+  }
+
+  Keys keys;
+  PerSample<int64_t> draw;
+  uint32_t stream;
+};
+
+void normal_(const Tensor& z, const Tensor& key, const Tensor& draw, int64_t stream) {
+  const Shape shape(z);
+  StridesPool pool;
+  const Operand to = image("z", z, shape, Access::write, pool);
+  const Draws draws(key, draw, stream, shape.samples);
+  const Kernels& kernel = kernels();
+  for_each_range(shape.samples, shape.elements, kNoiseGrain,
+                 [&](Range range) { kernel.normal(to, draws[range.sample], range); });
+}
+
+void q_sample_out(const Tensor& x0, const Tensor& level, const Tensor& table, const MaybeTensor& key,
+                  const MaybeTensor& draw, int64_t stream, const MaybeTensor& noise, const Tensor& x_t,
+                  const MaybeTensor& drawn) {
+  const Shape shape(x0);
+  StridesPool pool;
+  const Operand clean = image("x0", x0, shape, Access::read, pool);
+  const Operand noisy = image("x_t", x_t, shape, Access::write, pool);
+  const Operand given = noise ? state("noise", *noise, shape, Access::read, pool) : Operand{};
+  const Operand copy = drawn ? state("drawn", *drawn, shape, Access::write, pool) : Operand{};
+  const Table levels(table, 2);
+  const auto index = whole_numbers("level", level, shape.samples);
+  for (int64_t b = 0; b < shape.samples; ++b) levels.check_row("level", index[b]);
+  STD_TORCH_CHECK(noise || (key && draw), "q_sample needs key and draw, or noise");
+  std::optional<Draws> draws;
+  if (!noise) draws.emplace(*key, *draw, stream, shape.samples);
+
+  const Kernels& kernel = kernels();
+  for_each_range(shape.samples, shape.elements, draws ? kNoiseGrain : kGrain, [&](Range range) {
+    const int64_t b = range.sample;
+    const NoiseKey whose = draws ? (*draws)[b] : NoiseKey{};
+    kernel.q_sample(clean, given, noisy, copy, levels.at(index[b], 0), levels.at(index[b], 1), whose, range);
+  });
+}
+
+std::tuple<Tensor, Tensor> q_sample(const Tensor& x0, const Tensor& level, const Tensor& table, const MaybeTensor& key,
+                                    const MaybeTensor& draw, int64_t stream, const MaybeTensor& noise,
+                                    bool return_noise) {
+  Tensor x_t = torch::stable::new_empty(x0, x0.sizes());
+  const auto float32 = std::make_optional(torch::headeronly::ScalarType::Float);
+  const bool returns = return_noise && !noise;
+  Tensor drawn = returns ? torch::stable::new_empty(x0, x0.sizes(), float32)
+                         : torch::stable::new_empty(x0, std::vector<int64_t>{0}, float32);
+  q_sample_out(x0, level, table, key, draw, stream, noise, x_t, returns ? MaybeTensor(drawn) : std::nullopt);
+  return {x_t, drawn};
+}
+
+Tensor noise_loss(const Tensor& pred, const Tensor& key, const Tensor& draw, int64_t stream) {
+  const Shape shape(pred);
+  StridesPool pool;
+  const Operand predicted = image("pred", pred, shape, Access::read, pool);
+  const Draws draws(key, draw, stream, shape.samples);
+  const int64_t parts = (shape.elements + kPartial - 1) / kPartial;
+  std::vector<double> partial(shape.samples * parts);
+  const Kernels& kernel = kernels();
+  for_each_range(
+      shape.samples, shape.elements, kNoiseGrain,
+      [&](Range range) {
+        partial[range.sample * parts + range.begin / kPartial] =
+            kernel.noise_loss(predicted, draws[range.sample], range);
+      },
+      kPartial);
+
+  Tensor loss = torch::stable::new_empty(pred, std::vector<int64_t>{shape.samples},
+                                         std::make_optional(torch::headeronly::ScalarType::Float));
+  float* to = static_cast<float*>(loss.mutable_data_ptr());
+  for (int64_t b = 0; b < shape.samples; ++b) {
+    double sum = 0.0;
+    for (int64_t part = 0; part < parts; ++part) sum += partial[b * parts + part];
+    to[b] = static_cast<float>(sum / static_cast<double>(shape.elements));
+  }
+  return loss;
+}
+
+Tensor noise_loss_backward(const Tensor& grad, const Tensor& pred, const Tensor& key, const Tensor& draw,
+                           int64_t stream) {
+  const Shape shape(pred);
+  StridesPool pool;
+  const Operand predicted = image("pred", pred, shape, Access::read, pool);
+  const Draws draws(key, draw, stream, shape.samples);
+  const auto of_loss = floats("grad", grad, shape.samples);
+  Tensor result = torch::stable::new_empty(pred, pred.sizes());
+  const Operand to = image("the gradient", result, shape, Access::write, pool);
+  const Kernels& kernel = kernels();
+  for_each_range(shape.samples, shape.elements, kNoiseGrain, [&](Range range) {
+    const float scale = of_loss[range.sample] * 2.0f / static_cast<float>(shape.elements);
+    kernel.noise_loss_backward(predicted, to, scale, draws[range.sample], range);
+  });
+  return result;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(fastdiff, CPU, m) {
+  m.impl("normal_", TORCH_BOX(&normal_));
+  m.impl("q_sample", TORCH_BOX(&q_sample));
+  m.impl("q_sample.out", TORCH_BOX(&q_sample_out));
+  m.impl("noise_loss", TORCH_BOX(&noise_loss));
+  m.impl("noise_loss_backward", TORCH_BOX(&noise_loss_backward));
+}
+
+}  // namespace fastdiff

@@ -1,0 +1,172 @@
+// The ops that reduce a sample to one number, which `step` then reads like w: guidance rescale and dynamic threshold.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+#include "cpu/level.h"
+#include "cpu/parallel.h"
+#include "cpu/step.h"
+
+namespace fastdiff {
+namespace {
+
+Tensor one_per_sample(const Tensor& like, int64_t samples) {
+  return torch::stable::new_empty(like, std::vector<int64_t>{samples},
+                                  std::make_optional(torch::headeronly::ScalarType::Float));
+}
+
+// Mean and sum of squared deviations of some numbers (Chan, Golub and LeVeque 1983).
+struct Moments {
+  double count = 0.0, mean = 0.0, squares = 0.0;
+
+  static Moments of(const float* value, int64_t count) {
+    Moments result{static_cast<double>(count)};
+    for (int64_t i = 0; i < count; ++i) result.mean += value[i];
+    result.mean /= result.count;
+    for (int64_t i = 0; i < count; ++i) result.squares += (value[i] - result.mean) * (value[i] - result.mean);
+    return result;
+  }
+
+  void add(const Moments& other) {
+    const double total = count + other.count;
+    const double apart = other.mean - mean;
+    mean += apart * (other.count / total);
+    squares += other.squares + apart * apart * (count * other.count / total);
+    count = total;
+  }
+
+  // Without bias, as torch.std.
+  double deviation() const { return std::sqrt(squares / (count - 1.0)); }
+};
+
+Tensor guidance_rescale(const Tensor& out, const Tensor& uncond, const Tensor& w, double phi) {
+  const Shape shape(out);
+  StridesPool pool;
+  StepTensors tensors;
+  tensors.uses.add(GUIDED);
+  tensors.out = image("out", out, shape, Access::read, pool);
+  tensors.uncond = image("uncond", uncond, shape, Access::read, pool);
+  const auto scale = floats("w", w, shape.samples);
+
+  const int64_t blocks = (shape.elements + kBlock - 1) / kBlock;
+  std::vector<Moments> conditional(shape.samples * blocks), guided(shape.samples * blocks);
+  const Kernels& kernel = kernels();
+  for_each_range(
+      shape.samples, shape.elements, kGrain,
+      [&](Range block) {
+        float c[kBlock], g[kBlock];
+        Row row;
+        row.w = scale[block.sample];
+        kernel.guide(tensors, row, block, c, g);
+        const int64_t part = block.sample * blocks + block.begin / kBlock;
+        conditional[part] = Moments::of(c, block.end - block.begin);
+        guided[part] = Moments::of(g, block.end - block.begin);
+      },
+      kBlock);
+
+  Tensor factor = one_per_sample(out, shape.samples);
+  float* to = static_cast<float*>(factor.mutable_data_ptr());
+  for (int64_t b = 0; b < shape.samples; ++b) {
+    Moments c, g;
+    for (int64_t part = b * blocks; part < (b + 1) * blocks; ++part) {
+      c.add(conditional[part]);
+      g.add(guided[part]);
+    }
+    to[b] = static_cast<float>(phi * (c.deviation() / g.deviation()) + (1.0 - phi));
+  }
+  return factor;
+}
+
+// |x0| of one sample, block by block and as often as asked: it is computed again, not stored.
+class AbsoluteX0 {
+ public:
+  AbsoluteX0(const StepCall& call, int64_t sample) : call_(call), row_(call.row(sample)), sample_(sample) {}
+
+  // Calls visit(word) for the bits of each value; they are ordered as the values are.
+  template <class Visit>
+  void for_each(const Visit& visit) const {
+    const Kernels& kernel = kernels();
+    const int64_t elements = call_.shape.elements;
+    for (int64_t begin = 0; begin < elements; begin += kBlock) {
+      float x0[kBlock];
+      const int64_t end = std::min(begin + kBlock, elements);
+      kernel.predict_x0(call_.tensors, row_, Range{sample_, begin, end}, x0);
+      for (int64_t i = 0; i < end - begin; ++i) visit(bits(x0[i]) & 0x7FFFFFFFu);
+    }
+  }
+
+ private:
+  const StepCall& call_;
+  Row row_;
+  int64_t sample_;
+};
+
+struct OrderStatistic {
+  uint32_t word;
+  int64_t not_greater;  // how many values are not greater than it
+};
+
+// The value of a rank (0 is the smallest), digit by digit: three counts of 11, 10 and 10 bits.
+OrderStatistic select(const AbsoluteX0& values, int64_t rank) {
+  struct Digit {
+    int shift, width;
+  };
+  constexpr Digit digits[] = {{20, 11}, {10, 10}, {0, 10}};
+  uint32_t prefix = 0;
+  int64_t smaller = 0, equal = 0;
+  for (const Digit& digit : digits) {
+    const int above = digit.shift + digit.width;
+    std::vector<int64_t> counts(size_t{1} << digit.width);
+    values.for_each([&](uint32_t word) {
+      const bool matches = static_cast<uint64_t>(word) >> above == static_cast<uint64_t>(prefix) >> above;
+      if (matches) ++counts[word >> digit.shift & ((1u << digit.width) - 1)];
+    });
+    uint32_t chosen = 0;
+    while (smaller + counts[chosen] <= rank) smaller += counts[chosen++];
+    prefix |= chosen << digit.shift;
+    equal = counts[chosen];
+  }
+  return {prefix, smaller + equal};
+}
+
+float quantile_of(const AbsoluteX0& values, int64_t elements, double quantile) {
+  const double position = quantile * static_cast<double>(elements - 1);
+  const int64_t rank = static_cast<int64_t>(position);
+  const OrderStatistic lower = select(values, rank);
+  uint32_t upper = lower.word;
+  if (rank + 1 < elements && rank + 1 >= lower.not_greater) {
+    upper = std::numeric_limits<uint32_t>::max();
+    values.for_each([&](uint32_t word) {
+      if (word > lower.word && word < upper) upper = word;
+    });
+  }
+  const double low = from_bits(lower.word), high = from_bits(upper);
+  return static_cast<float>(low + (high - low) * (position - static_cast<double>(rank)));
+}
+
+Tensor threshold(const Tensor& x, const Tensor& out, const Tensor& table, int64_t layout, const Tensor& row,
+                 const MaybeTensor& uncond, const MaybeTensor& w, const MaybeTensor& scale, double quantile) {
+  const StepCall call(x, out, table, layout, row, uncond, w, scale, std::nullopt);
+  STD_TORCH_CHECK(quantile >= 0.0 && quantile <= 1.0, "quantile must be in 0..1, got ", quantile);
+  const int64_t samples = call.shape.samples, elements = call.shape.elements;
+  STD_TORCH_CHECK(elements > 0 || samples == 0, "threshold needs samples with elements");
+  Tensor result = one_per_sample(x, samples);
+  float* to = static_cast<float*>(result.mutable_data_ptr());
+  parallel_for(0, samples, 1, [&](int64_t first, int64_t last) {
+    for (int64_t b = first; b < last; ++b) to[b] = quantile_of(AbsoluteX0(call, b), elements, quantile);
+  });
+  return result;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(fastdiff, CPU, m) {
+  m.impl("guidance_rescale", TORCH_BOX(&guidance_rescale));
+  m.impl("threshold", TORCH_BOX(&threshold));
+}
+
+}  // namespace fastdiff

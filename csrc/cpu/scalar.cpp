@@ -1,0 +1,5 @@
+#include "cpu/compile_kernels.h"
+
+namespace fastdiff {
+const Kernels kScalarKernels = kKernels;
+}

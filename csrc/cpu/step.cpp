@@ -1,0 +1,171 @@
+// The op `fastdiff::step`, and how its arguments become rows and operands for the kernels.
+#include "cpu/step.h"
+
+#include <algorithm>
+
+#include <torch/csrc/stable/library.h>
+
+#include "cpu/level.h"
+#include "cpu/parallel.h"
+
+namespace fastdiff {
+
+namespace {
+
+constexpr int64_t kColumnBits = (int64_t{1} << COLUMNS) - 1;
+constexpr int64_t kLayoutBits = (int64_t{1} << (STORES_EPS + 1)) - 1;
+
+bool in_layout(int64_t layout, int column) { return layout >> column & 1; }
+
+}  // namespace
+
+StepCall::StepCall(const Tensor& x, const Tensor& out, const Tensor& table_, int64_t layout_, const Tensor& row,
+                   const MaybeTensor& uncond, const MaybeTensor& w_, const MaybeTensor& scale_,
+                   const MaybeTensor& threshold_)
+    : layout(layout_),
+      shape(x),
+      table(table_, __builtin_popcountll(layout_ & kColumnBits)),
+      rows(whole_numbers("row", row, shape.samples)) {
+  STD_TORCH_CHECK((layout & ~kLayoutBits) == 0, "layout ", layout, " names no set of columns");
+  Uses& uses = tensors.uses;
+  uses.bits = static_cast<uint64_t>(layout);
+  tensors.samples = shape.samples;
+  tensors.x = state("x", x, shape, Access::read, pool);
+  tensors.out = image("out", out, shape, Access::read, pool);
+  if (uncond) {
+    STD_TORCH_CHECK(w_.has_value(), "uncond needs w, the guidance scale of each sample");
+    tensors.uncond = image("uncond", *uncond, shape, Access::read, pool);
+    w = floats("w", *w_, shape.samples);
+    uses.add(GUIDED);
+  }
+  if (scale_) {
+    scale = floats("scale", *scale_, shape.samples);
+    uses.add(SCALED);
+  }
+  if (threshold_) {
+    STD_TORCH_CHECK(uses.has(CLIP), "threshold needs the column clip");
+    threshold = floats("threshold", *threshold_, shape.samples);
+    uses.add(THRESHOLDED);
+  }
+  for (int64_t b = 0; b < shape.samples; ++b) table.check_row("row", rows[b]);
+}
+
+Row StepCall::row(int64_t sample) const {
+  const Uses& uses = tensors.uses;
+  const int64_t index = rows[sample];
+  Row result;
+  int64_t position = 0;
+  for (int column = 0; column < COLUMNS; ++column) {
+    if (in_layout(layout, column)) result.c[column] = table.at(index, position++);
+  }
+  if (!in_layout(layout, DY)) result.c[DY] = 1.0f;
+  if (uses.has(SCALE_IN)) result.next_scale_in = table.at(std::min(index + 1, table.rows - 1), 0);
+  if (uses.has(GUIDED)) result.w = w[sample];
+  if (uses.has(SCALED)) result.scale = scale[sample];
+  if (uses.has(THRESHOLDED)) {
+    const float clip = result.c[CLIP];
+    const float bound = threshold[sample] < clip ? clip : threshold[sample];
+    result.c[CLIP] = bound;
+    result.clip_ratio = bound == clip ? 1.0f : clip / bound;
+  }
+  return result;
+}
+
+namespace {
+
+void add_anchor(StepCall& call, const MaybeTensor& y) {
+  Uses& uses = call.tensors.uses;
+  if (y) {
+    call.tensors.y = state("y", *y, call.shape, Access::write, call.pool);
+    uses.add(ANCHORED);
+    uses.add(DY, uses.any(DX, DZ));
+  }
+  STD_TORCH_CHECK(y || !(uses.has(CY) || uses.any(DX, DZ)), "the table has columns of the anchor state, which need y");
+}
+
+void add_history(StepCall& call, const MaybeTensor& history) {
+  const Uses& uses = call.tensors.uses;
+  const int slots = history ? history_slots(*history, call.shape, call.pool, call.tensors.history) : 0;
+  for (int k = 0; k < kHistorySlots; ++k) {
+    STD_TORCH_CHECK(k < slots || !(uses.has(CH0 + k) || uses.has(DH0 + k)), "the table reads history slot ", k,
+                    ", and history has ", slots, " slots");
+  }
+  if (!uses.has(SLOT)) return;
+  for (int64_t b = 0; b < call.shape.samples; ++b) {
+    const float slot = call.row(b).c[SLOT];
+    STD_TORCH_CHECK(slot < static_cast<float>(slots), "the table writes history slot ", slot, ", and history has ", slots,
+                    " slots");
+  }
+}
+
+// Returns the keys where noise is to be drawn.
+Keys add_noise(StepCall& call, const MaybeTensor& key, const MaybeTensor& z) {
+  if (!call.tensors.uses.draws_noise()) return {};
+  if (z) {
+    call.tensors.z = state("z", *z, call.shape, Access::read, call.pool);
+    return {};
+  }
+  STD_TORCH_CHECK(key.has_value(), "the table has columns of noise, which need key or z");
+  return Keys(*key, call.shape.samples);
+}
+
+void add_outputs(StepCall& call, const MaybeTensor& model_input, const MaybeTensor& x0_out) {
+  StepTensors& tensors = call.tensors;
+  if (model_input) {
+    const int64_t samples = call.shape.samples;
+    const int64_t given = model_input->dim() > 0 ? model_input->size(0) : 0;
+    tensors.branches = samples ? std::max<int64_t>(1, given / samples) : 1;
+    tensors.model_input = image("model_input", *model_input, call.shape, Access::write, call.pool, tensors.branches);
+    tensors.uses.add(MODEL_INPUT);
+  }
+  if (x0_out) {
+    tensors.x0_out = state("x0_out", *x0_out, call.shape, Access::write, call.pool);
+    tensors.uses.add(X0_OUT);
+  }
+}
+
+// Lowers first_bad of a sample; its ranges may be in the hands of several threads.
+void note_bad(int64_t* first_bad, int64_t code) {
+  int64_t seen = __atomic_load_n(first_bad, __ATOMIC_RELAXED);
+  while (code < seen && !__atomic_compare_exchange_n(first_bad, &seen, code, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+  }
+}
+
+void step(const Tensor& x, const Tensor& out, const Tensor& table, int64_t layout, const Tensor& row,
+          const MaybeTensor& uncond, const MaybeTensor& w, const MaybeTensor& key, const MaybeTensor& model_input,
+          const MaybeTensor& first_bad, const MaybeTensor& variance, const MaybeTensor& scale,
+          const MaybeTensor& threshold, const MaybeTensor& y, const MaybeTensor& history, const MaybeTensor& z,
+          const MaybeTensor& x0_out) {
+  StepCall call(x, out, table, layout, row, uncond, w, scale, threshold);
+  StepTensors& tensors = call.tensors;
+  const Uses& uses = tensors.uses;
+  tensors.x = state("x", x, call.shape, Access::write, call.pool);
+  STD_TORCH_CHECK(variance || !uses.has(CV), "the table has the column cv, which needs variance");
+  if (uses.has(CV)) tensors.variance = image("variance", *variance, call.shape, Access::read, call.pool);
+  add_anchor(call, y);
+  add_history(call, history);
+  const Keys keys = add_noise(call, key, z);
+  add_outputs(call, model_input, x0_out);
+  PerSample<int64_t> bad;
+  if (first_bad) {
+    bad = whole_numbers("first_bad", *first_bad, call.shape.samples);
+    tensors.uses.add(FIRST_BAD);
+  }
+
+  const bool draws = keys.seed.data != nullptr;
+  const Kernels& kernel = kernels();
+  for_each_range(call.shape.samples, call.shape.elements, draws ? kNoiseGrain : kGrain, [&](Range range) {
+    const int64_t b = range.sample;
+    const int64_t index = call.rows[b];
+    NoiseKey noise;
+    if (draws) noise = noise_key(keys.seed[b], keys.sample[b], static_cast<uint32_t>(index), kStepStream);
+    const int not_finite = kernel.step(tensors, call.row(b), noise, range);
+    if (not_finite) note_bad(const_cast<int64_t*>(&bad.data[b * bad.stride]), 2 * index + (not_finite & kOutput ? 0 : 1));
+  });
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(fastdiff, CPU, m) { m.impl("step", TORCH_BOX(&step)); }
+
+}  // namespace fastdiff

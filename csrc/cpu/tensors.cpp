@@ -1,0 +1,173 @@
+#include "cpu/tensors.h"
+
+#include <algorithm>
+#include <array>
+
+#include "common/columns.h"
+
+namespace fastdiff {
+namespace {
+
+using torch::headeronly::ScalarType;
+
+// Elements of a sample whose quads a 32-bit word can count.
+constexpr int64_t kMostElements = int64_t{1} << 34;
+
+Float kind_of(const char* name, const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float:
+      return Float::float32;
+    case ScalarType::BFloat16:
+      return Float::bfloat16;
+    case ScalarType::Half:
+      return Float::float16;
+    default:
+      STD_TORCH_CHECK(false, name, " must be float32, bfloat16 or float16 for the cpu backend; float64 runs on eager");
+  }
+}
+
+void check_place(const char* name, const Tensor& tensor) {
+  STD_TORCH_CHECK(tensor.is_cpu(), name, " must be on the CPU, like the other tensors of the call");
+}
+
+// The dims of one sample without those of size 1, those that lie one behind the other made one.
+Strides coalesce(const int64_t* sizes, const int64_t* strides, int64_t dims) {
+  Strides merged;
+  for (int64_t d = 0; d < dims; ++d) {
+    if (sizes[d] == 1) continue;
+    const int last = merged.dims - 1;
+    if (last >= 0 && merged.stride[last] == sizes[d] * strides[d]) {
+      merged.size[last] *= sizes[d];
+      merged.stride[last] = strides[d];
+    } else {
+      merged.size[merged.dims] = sizes[d];
+      merged.stride[merged.dims++] = strides[d];
+    }
+  }
+  return merged;
+}
+
+bool is_dense(const Strides& strides) { return strides.dims == 0 || (strides.dims == 1 && strides.stride[0] == 1); }
+
+// Whether no two elements share memory, by the rule that each stride steps over all that lies within.
+bool has_own_memory(const Strides& strides, int64_t samples, int64_t sample_stride) {
+  std::array<std::pair<int64_t, int64_t>, kMaxDims + 1> dims;
+  int count = 0;
+  for (; count < strides.dims; ++count) dims[count] = {strides.stride[count], strides.size[count]};
+  if (samples > 1) dims[count++] = {sample_stride, samples};
+  std::sort(dims.begin(), dims.begin() + count);
+  int64_t reach = 0;
+  for (int d = 0; d < count; ++d) {
+    if (dims[d].first <= reach) return false;
+    reach += dims[d].first * (dims[d].second - 1);
+  }
+  return true;
+}
+
+// Sizes, strides and data of [samples, ...], without `skip` dims before it.
+Operand operand(const char* name, const Tensor& tensor, int64_t skip, const Shape& shape, Access access,
+                StridesPool& pool, int64_t branches) {
+  check_place(name, tensor);
+  const auto sizes = tensor.sizes(), wanted = shape.tensor.sizes();
+  const auto strides = tensor.strides();
+  const int64_t dims = static_cast<int64_t>(sizes.size()) - skip;
+  bool same = dims == static_cast<int64_t>(wanted.size()) && sizes[skip] == shape.samples * branches;
+  for (int64_t d = 1; same && d < dims; ++d) same = sizes[skip + d] == wanted[d];
+  STD_TORCH_CHECK(same, name, " must have the shape of the other image tensors of the call");
+
+  Operand result;
+  result.kind = kind_of(name, tensor);
+  result.data = static_cast<char*>(tensor.data_ptr());
+  result.sample_stride = strides[skip] * size_of(result.kind);
+  const Strides merged = coalesce(sizes.data() + skip + 1, strides.data() + skip + 1, dims - 1);
+  if (!is_dense(merged)) {
+    pool.entry[pool.used] = merged;
+    result.strides = &pool.entry[pool.used++];
+  }
+  STD_TORCH_CHECK(access == Access::read || shape.elements * shape.samples == 0 ||
+                      has_own_memory(merged, shape.samples * branches, strides[skip]),
+                  name, " is written, so its elements must not share memory: pass a copy");
+  return result;
+}
+
+}  // namespace
+
+Shape::Shape(const Tensor& like) : tensor(like), samples(0), elements(1) {
+  const auto sizes = like.sizes();
+  STD_TORCH_CHECK(sizes.size() >= 1 && sizes.size() <= kMaxDims, "image tensors must have 1 to ", kMaxDims,
+                  " dimensions, the samples first");
+  samples = sizes[0];
+  for (size_t d = 1; d < sizes.size(); ++d) elements *= sizes[d];
+  STD_TORCH_CHECK(elements <= kMostElements, "a sample can have at most 2^34 elements");
+}
+
+Operand image(const char* name, const Tensor& tensor, const Shape& shape, Access access, StridesPool& pool,
+              int64_t branches) {
+  return operand(name, tensor, 0, shape, access, pool, branches);
+}
+
+Operand state(const char* name, const Tensor& tensor, const Shape& shape, Access access, StridesPool& pool) {
+  const Operand result = image(name, tensor, shape, access, pool);
+  STD_TORCH_CHECK(result.kind == Float::float32, name, " must be float32");
+  return result;
+}
+
+int history_slots(const Tensor& tensor, const Shape& shape, StridesPool& pool, Operand* slot) {
+  STD_TORCH_CHECK(tensor.dim() >= 2 && tensor.size(0) <= kHistorySlots, "history must be [slots, samples, ...] with at most ",
+                  kHistorySlots, " slots");
+  const Operand first = operand("history", tensor, 1, shape, Access::write, pool, 1);
+  STD_TORCH_CHECK(first.kind == Float::float32, "history must be float32");
+  const int slots = static_cast<int>(tensor.size(0));
+  for (int k = 0; k < slots; ++k) {
+    slot[k] = first;
+    slot[k].data += k * tensor.stride(0) * size_of(first.kind);
+  }
+  return slots;
+}
+
+namespace {
+
+template <class Number>
+PerSample<Number> per_sample(const char* name, const Tensor& tensor, int64_t samples, ScalarType type,
+                             const char* type_name) {
+  check_place(name, tensor);
+  STD_TORCH_CHECK(tensor.scalar_type() == type && tensor.dim() == 1 && tensor.size(0) == samples, name, " must be ",
+                  type_name, " with one number for each of ", samples, " samples");
+  return {static_cast<const Number*>(tensor.data_ptr()), tensor.stride(0)};
+}
+
+}  // namespace
+
+PerSample<int64_t> whole_numbers(const char* name, const Tensor& tensor, int64_t samples) {
+  return per_sample<int64_t>(name, tensor, samples, ScalarType::Long, "int64");
+}
+
+PerSample<float> floats(const char* name, const Tensor& tensor, int64_t samples) {
+  return per_sample<float>(name, tensor, samples, ScalarType::Float, "float32");
+}
+
+Table::Table(const Tensor& tensor, int64_t columns) {
+  check_place("table", tensor);
+  STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::Float && tensor.dim() == 2 && tensor.size(1) == columns,
+                  "table must be float32 [rows, ", columns, "] for this call");
+  data = static_cast<const float*>(tensor.data_ptr());
+  rows = tensor.size(0);
+  row_stride = tensor.stride(0);
+  column_stride = tensor.stride(1);
+}
+
+void Table::check_row(const char* name, int64_t row) const {
+  STD_TORCH_CHECK(row >= 0 && row < rows, name, " ", row, " is not in the table, which has ", rows, " rows");
+}
+
+Keys::Keys(const Tensor& tensor, int64_t samples) {
+  check_place("key", tensor);
+  STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::Long && tensor.dim() == 2 && tensor.size(0) == 2 &&
+                      tensor.size(1) == samples,
+                  "key must be int64 [2, ", samples, "]: seeds and sample indices");
+  const auto* data = static_cast<const int64_t*>(tensor.data_ptr());
+  seed = {data, tensor.stride(1)};
+  sample = {data + tensor.stride(0), tensor.stride(1)};
+}
+
+}  // namespace fastdiff

@@ -1,0 +1,74 @@
+// Tensors as operands of the kernels: what is checked, and what is refused with which words.
+#pragma once
+
+#include <optional>
+
+#include <torch/csrc/stable/tensor.h>
+
+#include "cpu/operand.h"
+
+namespace fastdiff {
+
+using torch::stable::Tensor;
+using MaybeTensor = std::optional<Tensor>;
+
+// The shape that the image tensors of a call have in common.
+struct Shape {
+  explicit Shape(const Tensor& like);
+
+  Tensor tensor;
+  int64_t samples;
+  int64_t elements;  // of one sample
+};
+
+enum class Access { read, write };
+
+// The strides of a call's operands that are not dense.
+struct StridesPool {
+  static constexpr int kCapacity = 12;
+  Strides entry[kCapacity];
+  int used = 0;
+};
+
+// Returns a tensor of the shape as an operand; `branches` times as many samples are allowed where it is not 1.
+Operand image(const char* name, const Tensor& tensor, const Shape& shape, Access access, StridesPool& pool,
+              int64_t branches = 1);
+
+// The same for a tensor of float32.
+Operand state(const char* name, const Tensor& tensor, const Shape& shape, Access access, StridesPool& pool);
+
+// Puts the slots of a history [slots, samples, ...] into `slot` and returns how many there are.
+int history_slots(const Tensor& tensor, const Shape& shape, StridesPool& pool, Operand* slot);
+
+// One number per sample.
+template <class Number>
+struct PerSample {
+  const Number* data = nullptr;
+  int64_t stride = 0;
+
+  Number operator[](int64_t sample) const { return data[sample * stride]; }
+};
+
+PerSample<int64_t> whole_numbers(const char* name, const Tensor& tensor, int64_t samples);
+PerSample<float> floats(const char* name, const Tensor& tensor, int64_t samples);
+
+// float32 [rows, columns].
+struct Table {
+  Table(const Tensor& tensor, int64_t columns);
+
+  float at(int64_t row, int64_t column) const { return data[row * row_stride + column * column_stride]; }
+  void check_row(const char* name, int64_t row) const;
+
+  const float* data;
+  int64_t rows, row_stride, column_stride;
+};
+
+// Seeds and global sample indices, int64 [2, samples].
+struct Keys {
+  Keys() = default;
+  Keys(const Tensor& tensor, int64_t samples);
+
+  PerSample<int64_t> seed, sample;
+};
+
+}  // namespace fastdiff
