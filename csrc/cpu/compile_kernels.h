@@ -20,21 +20,26 @@ struct Buffer {
   float* floats() { return reinterpret_cast<float*>(bytes); }
 };
 
-// One block of an operand: where it is, or a copy in a buffer where it is not a whole dense block.
+// One block of a float32 operand: where it is, or a copy in a buffer where it is not a whole dense block.
+struct FloatBlock {
+  float* data;
+
+  FASTDIFF_INLINE Lanes load(int element) const {
+    Lanes lanes;
+    fastdiff::load(data + element, lanes);
+    return lanes;
+  }
+  FASTDIFF_INLINE void store(int element, Lanes value) const { fastdiff::store(data + element, value); }
+};
+
+// The same for an operand of any kind of floats.
 struct Block {
   char* data;
   Float kind;
 
-  template <class L>
-  FASTDIFF_INLINE L load(int element) const {
-    return load_floats<L>(data, kind, element);
-  }
-  template <class L>
-  FASTDIFF_INLINE void store(int element, L value) const {
-    store_floats(data, kind, element, value);
-  }
+  FASTDIFF_INLINE Lanes load(int element) const { return load_floats<Lanes>(data, kind, element); }
+  FASTDIFF_INLINE void store(int element, Lanes value) const { store_floats(data, kind, element, value); }
 };
-
 // Some block of a sample, whole or a tail.
 struct Place {
   int64_t sample, begin;
@@ -42,13 +47,18 @@ struct Place {
 
   FASTDIFF_INLINE bool direct(const Operand& operand) const { return count == kBlock && operand.dense(); }
 
-  FASTDIFF_INLINE Block read(const Operand& operand, Buffer& buffer) const {
-    if (direct(operand)) return {operand.at(sample, begin), operand.kind};
-    gather(operand, sample, begin, count, kBlock, buffer.bytes);
-    return {buffer.bytes, operand.kind};
-  }
   FASTDIFF_INLINE Block open(const Operand& operand, Buffer& buffer) const {
     return {direct(operand) ? operand.at(sample, begin) : buffer.bytes, operand.kind};
+  }
+  FASTDIFF_INLINE Block read(const Operand& operand, Buffer& buffer) const {
+    if (!direct(operand)) gather(operand, sample, begin, count, kBlock, buffer.bytes);
+    return open(operand, buffer);
+  }
+  FASTDIFF_INLINE FloatBlock open_state(const Operand& operand, Buffer& buffer) const {
+    return {reinterpret_cast<float*>(open(operand, buffer).data)};
+  }
+  FASTDIFF_INLINE FloatBlock read_state(const Operand& operand, Buffer& buffer) const {
+    return {reinterpret_cast<float*>(read(operand, buffer).data)};
   }
   FASTDIFF_INLINE void close(const Operand& operand, const Buffer& buffer) const {
     if (!direct(operand)) scatter(operand, sample, begin, count, buffer.bytes);
@@ -69,21 +79,21 @@ FASTDIFF_INLINE void draw_block(const NoiseKey& key, int64_t begin, float* z) {
 
 // The loads and stores of common/step.h for one block.
 struct StepBlock {
-  Block x_, out_, uncond_, variance_, y_, z_, x0_, input_;
-  Block history_[kHistorySlots];
+  FloatBlock x_, y_, z_, x0_, history_[kHistorySlots];
+  Block out_, uncond_, variance_, input_;
   int64_t branches = 1;
   int64_t branch_stride = 0;  // in bytes
   int element = 0;
   // Sums of 0 * value: NaN as soon as one of the values was not finite.
   Lanes output_check, state_check;
 
-  FASTDIFF_INLINE Lanes x() const { return x_.load<Lanes>(element); }
-  FASTDIFF_INLINE Lanes out() const { return out_.load<Lanes>(element); }
-  FASTDIFF_INLINE Lanes uncond() const { return uncond_.load<Lanes>(element); }
-  FASTDIFF_INLINE Lanes variance() const { return variance_.load<Lanes>(element); }
-  FASTDIFF_INLINE Lanes y() const { return y_.load<Lanes>(element); }
-  FASTDIFF_INLINE Lanes z() const { return z_.load<Lanes>(element); }
-  FASTDIFF_INLINE Lanes history(int k) const { return history_[k].load<Lanes>(element); }
+  FASTDIFF_INLINE Lanes x() const { return x_.load(element); }
+  FASTDIFF_INLINE Lanes out() const { return out_.load(element); }
+  FASTDIFF_INLINE Lanes uncond() const { return uncond_.load(element); }
+  FASTDIFF_INLINE Lanes variance() const { return variance_.load(element); }
+  FASTDIFF_INLINE Lanes y() const { return y_.load(element); }
+  FASTDIFF_INLINE Lanes z() const { return z_.load(element); }
+  FASTDIFF_INLINE Lanes history(int k) const { return history_[k].load(element); }
   FASTDIFF_INLINE void store_x(Lanes value) const { x_.store(element, value); }
   FASTDIFF_INLINE void store_y(Lanes value) const { y_.store(element, value); }
   FASTDIFF_INLINE void store_x0(Lanes value) const { x0_.store(element, value); }
@@ -105,32 +115,33 @@ struct StepBuffers {
   Buffer x, out, uncond, variance, y, z, x0, input, history[kHistorySlots];
 };
 
+template <class Uses>
 FASTDIFF_INLINE bool touches_history(const Uses& uses, const Row& row, int k) {
   return uses.has(CH0 + k) || uses.has(DH0 + k) || (uses.has(SLOT) && static_cast<int>(row.c[SLOT]) == k);
 }
 
-FASTDIFF_INLINE StepBlock open_block(const StepTensors& t, const Row& row, const NoiseKey& key, Place place,
-                                     StepBuffers& buffers) {
-  const Uses& uses = t.uses;
+template <class Uses>
+FASTDIFF_INLINE StepBlock open_block(const Uses& uses, const StepTensors& t, const Row& row, const NoiseKey& key,
+                                     Place place, StepBuffers& buffers) {
   StepBlock block;
   block.output_check = block.state_check = splat<Lanes>(0.0f);
-  block.x_ = place.read(t.x, buffers.x);
+  block.x_ = place.read_state(t.x, buffers.x);
   block.out_ = place.read(t.out, buffers.out);
   if (uses.has(GUIDED)) block.uncond_ = place.read(t.uncond, buffers.uncond);
   if (uses.has(CV)) block.variance_ = place.read(t.variance, buffers.variance);
-  if (uses.has(ANCHORED)) block.y_ = place.read(t.y, buffers.y);
+  if (uses.has(ANCHORED)) block.y_ = place.read_state(t.y, buffers.y);
   for (int k = 0; k < kHistorySlots; ++k) {
-    if (touches_history(uses, row, k)) block.history_[k] = place.read(t.history[k], buffers.history[k]);
+    if (touches_history(uses, row, k)) block.history_[k] = place.read_state(t.history[k], buffers.history[k]);
   }
   if (uses.draws_noise()) {
     if (t.z.given()) {
-      block.z_ = place.read(t.z, buffers.z);
+      block.z_ = place.read_state(t.z, buffers.z);
     } else {
       draw_block(key, place.begin, buffers.z.floats());
-      block.z_ = {buffers.z.bytes, Float::float32};
+      block.z_ = {buffers.z.floats()};
     }
   }
-  if (uses.has(X0_OUT)) block.x0_ = place.open(t.x0_out, buffers.x0);
+  if (uses.has(X0_OUT)) block.x0_ = place.open_state(t.x0_out, buffers.x0);
   if (uses.has(MODEL_INPUT)) {
     const bool direct = place.direct(t.model_input);
     block.input_ = place.open(t.model_input, buffers.input);
@@ -140,8 +151,9 @@ FASTDIFF_INLINE StepBlock open_block(const StepTensors& t, const Row& row, const
   return block;
 }
 
-FASTDIFF_INLINE void close_block(const StepTensors& t, const Row& row, Place place, const StepBuffers& buffers) {
-  const Uses& uses = t.uses;
+template <class Uses>
+FASTDIFF_INLINE void close_block(const Uses& uses, const StepTensors& t, const Row& row, Place place,
+                                 const StepBuffers& buffers) {
   place.close(t.x, buffers.x);
   if (uses.writes_anchor()) place.close(t.y, buffers.y);
   if (uses.has(SLOT) && row.c[SLOT] >= 0.0f) {
@@ -156,17 +168,63 @@ FASTDIFF_INLINE void close_block(const StepTensors& t, const Row& row, Place pla
   }
 }
 
-int step_range(const StepTensors& tensors, const Row& row, const NoiseKey& key, Range range) {
+template <class Uses>
+int step_range_of(const Uses& uses, const StepTensors& tensors, const Row& row_, const NoiseKey& key, Range range) {
+  // A copy that nothing else can point to stays in registers while floats are stored.
+  const Row row = row_;
   StepBuffers buffers;
   int not_finite = 0;
   for_each_block(range, [&](Place place) {
-    StepBlock block = open_block(tensors, row, key, place, buffers);
-    for (block.element = 0; block.element < kBlock; block.element += kPass) step<Lanes>(tensors.uses, row, block);
-    if (any_nan(block.output_check)) not_finite |= kOutput;
-    if (any_nan(block.state_check)) not_finite |= kState;
-    close_block(tensors, row, place, buffers);
+    StepBlock block = open_block(uses, tensors, row, key, place, buffers);
+    for (block.element = 0; block.element < kBlock; block.element += kPass) step<Lanes>(uses, row, block);
+    if (uses.has(FIRST_BAD)) {
+      if (any_nan(block.output_check)) not_finite |= kOutput;
+      if (any_nan(block.state_check)) not_finite |= kState;
+    }
+    close_block(uses, tensors, row, place, buffers);
   });
   return not_finite;
+}
+
+constexpr uint64_t set_of() { return 0; }
+template <class... Rest>
+constexpr uint64_t set_of(int column, Rest... rest) {
+  return uint64_t{1} << column | set_of(rest...);
+}
+
+// A set of columns known to the compiler, but for what many samplers may or may not use, which stays a question.
+template <uint64_t columns>
+struct Formula {
+  static constexpr uint64_t kOptional = set_of(SCALE_IN, CZ, GUIDED, MODEL_INPUT, FIRST_BAD);
+  Uses uses;
+
+  static bool fits(Uses uses) { return (uses.bits & ~kOptional) == columns; }
+
+  FASTDIFF_INLINE bool has(int column) const {
+    return (kOptional >> column & 1) ? uses.has(column) : (columns >> column & 1);
+  }
+  FASTDIFF_INLINE bool any(int first, int last) const {
+    const uint64_t span = ((uint64_t{2} << (last - first)) - 1) << first;
+    return (columns & span) || (kOptional & span && uses.any(first, last));
+  }
+  FASTDIFF_INLINE bool draws_noise() const { return has(CZ); }
+  FASTDIFF_INLINE bool writes_anchor() const { return false; }
+};
+
+using DdimClipped = Formula<set_of(PX, PO, CLIP, EX, E0, C0, CE)>;
+using Ddim = Formula<set_of(PX, PO, EO, C0, CE)>;
+using DdimVelocity = Formula<set_of(PX, PO, EX, EO, C0, CE)>;
+using AncestralClipped = Formula<set_of(PX, PO, CLIP, CX, C0)>;
+using Ancestral = Formula<set_of(PX, PO, CX, C0)>;
+
+int step_range(const StepTensors& tensors, const Row& row, const NoiseKey& key, Range range) {
+  const Uses uses = tensors.uses;
+  if (DdimClipped::fits(uses)) return step_range_of(DdimClipped{uses}, tensors, row, key, range);
+  if (Ddim::fits(uses)) return step_range_of(Ddim{uses}, tensors, row, key, range);
+  if (DdimVelocity::fits(uses)) return step_range_of(DdimVelocity{uses}, tensors, row, key, range);
+  if (AncestralClipped::fits(uses)) return step_range_of(AncestralClipped{uses}, tensors, row, key, range);
+  if (Ancestral::fits(uses)) return step_range_of(Ancestral{uses}, tensors, row, key, range);
+  return step_range_of(uses, tensors, row, key, range);
 }
 
 void normal_range(const Operand& z, const NoiseKey& key, Range range) {
@@ -196,12 +254,12 @@ void q_sample_range(const Operand& x0, const Operand& noise, const Operand& x_t,
     }
     const Block noisy = place.open(x_t, x_t_buffer);
     for (int e = 0; e < kBlock; e += kPass) {
-      noisy.store(e, q_sample(alpha, sigma, clean.load<Lanes>(e), z.load<Lanes>(e)));
+      noisy.store(e, q_sample(alpha, sigma, clean.load(e), z.load(e)));
     }
     place.close(x_t, x_t_buffer);
     if (drawn.given()) {
       const Block copy = place.open(drawn, drawn_buffer);
-      for (int e = 0; e < kBlock; e += kPass) copy.store(e, z.load<Lanes>(e));
+      for (int e = 0; e < kBlock; e += kPass) copy.store(e, z.load(e));
       place.close(drawn, drawn_buffer);
     }
   });
@@ -214,7 +272,7 @@ FASTDIFF_INLINE void noise_error(const Operand& pred, const NoiseKey& key, Place
   draw_block(key, place.begin, noise.floats());
   for (int e = 0; e < kBlock; e += kPass) {
     const Lanes z = load_floats<Lanes>(noise.bytes, Float::float32, e);
-    store_floats(error.bytes, Float::float32, e, predicted.load<Lanes>(e) - z);
+    store_floats(error.bytes, Float::float32, e, predicted.load(e) - z);
   }
   std::memset(error.floats() + place.count, 0, (kBlock - place.count) * sizeof(float));
 }
@@ -266,7 +324,7 @@ void predict_x0_range(const StepTensors& tensors, const Row& row, Range range, f
   StepBuffers buffers;
   for_each_block(range, [&](Place place) {
     StepBlock block{};
-    block.x_ = place.read(tensors.x, buffers.x);
+    block.x_ = place.read_state(tensors.x, buffers.x);
     block.out_ = place.read(tensors.out, buffers.out);
     if (tensors.uses.has(GUIDED)) block.uncond_ = place.read(tensors.uncond, buffers.uncond);
     for (block.element = 0; block.element < kBlock; block.element += kPass) {
