@@ -1,9 +1,11 @@
 #include "cpu/level.h"
 
-#include <torch/csrc/stable/library.h>
-
 #include <atomic>
 #include <optional>
+
+#include <torch/csrc/stable/library.h>
+
+#include "cpu/check.h"
 
 namespace fastdiff {
 namespace {
@@ -29,7 +31,7 @@ std::atomic<Level>& current_level() {
 
 int64_t cpu_level(std::optional<int64_t> level) {
   if (level) {
-    STD_TORCH_CHECK(*level >= kScalar && *level <= best_level(), "cpu_level must be 0..", int64_t{best_level()},
+    check(*level >= kScalar && *level <= best_level(), "cpu_level must be 0..", int64_t{best_level()},
                     " on this machine, got ", *level);
     current_level() = static_cast<Level>(*level);
   }

@@ -1,10 +1,12 @@
 // The ops that draw noise into a tensor, into the forward process, or against a prediction.
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-
+#include <optional>
 #include <tuple>
 #include <vector>
 
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include "cpu/check.h"
 #include "cpu/level.h"
 #include "cpu/parallel.h"
 #include "cpu/tensors.h"
@@ -19,7 +21,7 @@ constexpr int64_t kPartial = 8 * kBlock;
 struct Draws {
   Draws(const Tensor& key, const Tensor& draw, int64_t stream_, int64_t samples)
       : keys(key, samples), draw(whole_numbers("draw", draw, samples)), stream(static_cast<uint32_t>(stream_)) {
-    STD_TORCH_CHECK(stream_ >= 0 && stream_ < 256, "stream must be 0..255, got ", stream_);
+    check(stream_ >= 0 && stream_ < 256, "stream must be 0..255, got ", stream_);
   }
 
   NoiseKey operator[](int64_t sample) const {
@@ -53,7 +55,7 @@ void q_sample_out(const Tensor& x0, const Tensor& level, const Tensor& table, co
   const Table levels(table, 2);
   const auto index = whole_numbers("level", level, shape.samples);
   for (int64_t b = 0; b < shape.samples; ++b) levels.check_row("level", index[b]);
-  STD_TORCH_CHECK(noise || (key && draw), "q_sample needs key and draw, or noise");
+  check(noise || (key && draw), "q_sample needs key and draw, or noise");
   std::optional<Draws> draws;
   if (!noise) draws.emplace(*key, *draw, stream, shape.samples);
 

@@ -1,12 +1,13 @@
 // The ops that reduce a sample to one number, which `step` then reads like w: guidance rescale and dynamic threshold.
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-
+#include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <limits>
 #include <vector>
 
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include "cpu/check.h"
 #include "cpu/level.h"
 #include "cpu/parallel.h"
 #include "cpu/step.h"
@@ -151,9 +152,9 @@ float quantile_of(const AbsoluteX0& values, int64_t elements, double quantile) {
 Tensor threshold(const Tensor& x, const Tensor& out, const Tensor& table, int64_t layout, const Tensor& row,
                  const MaybeTensor& uncond, const MaybeTensor& w, const MaybeTensor& scale, double quantile) {
   const StepCall call(x, out, table, layout, row, uncond, w, scale, std::nullopt);
-  STD_TORCH_CHECK(quantile >= 0.0 && quantile <= 1.0, "quantile must be in 0..1, got ", quantile);
+  check(quantile >= 0.0 && quantile <= 1.0, "quantile must be in 0..1, got ", quantile);
   const int64_t samples = call.shape.samples, elements = call.shape.elements;
-  STD_TORCH_CHECK(elements > 0 || samples == 0, "threshold needs samples with elements");
+  check(elements > 0 || samples == 0, "threshold needs samples with elements");
   Tensor result = one_per_sample(x, samples);
   float* to = static_cast<float*>(result.mutable_data_ptr());
   parallel_for(0, samples, 1, [&](int64_t first, int64_t last) {

@@ -5,6 +5,7 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include "cpu/check.h"
 #include "cpu/level.h"
 #include "cpu/parallel.h"
 
@@ -26,14 +27,14 @@ StepCall::StepCall(const Tensor& x, const Tensor& out, const Tensor& table_, int
       shape(x),
       table(table_, __builtin_popcountll(layout_ & kColumnBits)),
       rows(whole_numbers("row", row, shape.samples)) {
-  STD_TORCH_CHECK((layout & ~kLayoutBits) == 0, "layout ", layout, " names no set of columns");
+  check((layout & ~kLayoutBits) == 0, "layout ", layout, " names no set of columns");
   Uses& uses = tensors.uses;
   uses.bits = static_cast<uint64_t>(layout);
   tensors.samples = shape.samples;
   tensors.x = state("x", x, shape, Access::read, pool);
   tensors.out = image("out", out, shape, Access::read, pool);
   if (uncond) {
-    STD_TORCH_CHECK(w_.has_value(), "uncond needs w, the guidance scale of each sample");
+    check(w_.has_value(), "uncond needs w, the guidance scale of each sample");
     tensors.uncond = image("uncond", *uncond, shape, Access::read, pool);
     w = floats("w", *w_, shape.samples);
     uses.add(GUIDED);
@@ -43,7 +44,7 @@ StepCall::StepCall(const Tensor& x, const Tensor& out, const Tensor& table_, int
     uses.add(SCALED);
   }
   if (threshold_) {
-    STD_TORCH_CHECK(uses.has(CLIP), "threshold needs the column clip");
+    check(uses.has(CLIP), "threshold needs the column clip");
     threshold = floats("threshold", *threshold_, shape.samples);
     uses.add(THRESHOLDED);
   }
@@ -80,20 +81,20 @@ void add_anchor(StepCall& call, const MaybeTensor& y) {
     uses.add(ANCHORED);
     uses.add(DY, uses.any(DX, DZ));
   }
-  STD_TORCH_CHECK(y || !(uses.has(CY) || uses.any(DX, DZ)), "the table has columns of the anchor state, which need y");
+  check(y || !(uses.has(CY) || uses.any(DX, DZ)), "the table has columns of the anchor state, which need y");
 }
 
 void add_history(StepCall& call, const MaybeTensor& history) {
   const Uses& uses = call.tensors.uses;
   const int slots = history ? history_slots(*history, call.shape, call.pool, call.tensors.history) : 0;
   for (int k = 0; k < kHistorySlots; ++k) {
-    STD_TORCH_CHECK(k < slots || !(uses.has(CH0 + k) || uses.has(DH0 + k)), "the table reads history slot ", k,
+    check(k < slots || !(uses.has(CH0 + k) || uses.has(DH0 + k)), "the table reads history slot ", k,
                     ", and history has ", slots, " slots");
   }
   if (!uses.has(SLOT)) return;
   for (int64_t b = 0; b < call.shape.samples; ++b) {
     const float slot = call.row(b).c[SLOT];
-    STD_TORCH_CHECK(slot < static_cast<float>(slots), "the table writes history slot ", slot, ", and history has ", slots,
+    check(slot < static_cast<float>(slots), "the table writes history slot ", slot, ", and history has ", slots,
                     " slots");
   }
 }
@@ -105,7 +106,7 @@ Keys add_noise(StepCall& call, const MaybeTensor& key, const MaybeTensor& z) {
     call.tensors.z = state("z", *z, call.shape, Access::read, call.pool);
     return {};
   }
-  STD_TORCH_CHECK(key.has_value(), "the table has columns of noise, which need key or z");
+  check(key.has_value(), "the table has columns of noise, which need key or z");
   return Keys(*key, call.shape.samples);
 }
 
@@ -140,7 +141,7 @@ void step(const Tensor& x, const Tensor& out, const Tensor& table, int64_t layou
   StepTensors& tensors = call.tensors;
   const Uses& uses = tensors.uses;
   tensors.x = state("x", x, call.shape, Access::write, call.pool);
-  STD_TORCH_CHECK(variance || !uses.has(CV), "the table has the column cv, which needs variance");
+  check(variance || !uses.has(CV), "the table has the column cv, which needs variance");
   if (uses.has(CV)) tensors.variance = image("variance", *variance, call.shape, Access::read, call.pool);
   add_anchor(call, y);
   add_history(call, history);

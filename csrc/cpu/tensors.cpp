@@ -2,8 +2,10 @@
 
 #include <algorithm>
 #include <array>
+#include <utility>
 
 #include "common/columns.h"
+#include "cpu/check.h"
 
 namespace fastdiff {
 namespace {
@@ -22,12 +24,12 @@ Float kind_of(const char* name, const Tensor& tensor) {
     case ScalarType::Half:
       return Float::float16;
     default:
-      STD_TORCH_CHECK(false, name, " must be float32, bfloat16 or float16 for the cpu backend; float64 runs on eager");
+      check(false, name, " must be float32, bfloat16 or float16 for the cpu backend; float64 runs on eager");
   }
 }
 
 void check_place(const char* name, const Tensor& tensor) {
-  STD_TORCH_CHECK(tensor.is_cpu(), name, " must be on the CPU, like the other tensors of the call");
+  check(tensor.is_cpu(), name, " must be on the CPU, like the other tensors of the call");
 }
 
 // The dims of one sample without those of size 1, those that lie one behind the other made one.
@@ -73,7 +75,7 @@ Operand operand(const char* name, const Tensor& tensor, int64_t skip, const Shap
   const int64_t dims = static_cast<int64_t>(sizes.size()) - skip;
   bool same = dims == static_cast<int64_t>(wanted.size()) && sizes[skip] == shape.samples * branches;
   for (int64_t d = 1; same && d < dims; ++d) same = sizes[skip + d] == wanted[d];
-  STD_TORCH_CHECK(same, name, " must have the shape of the other image tensors of the call");
+  check(same, name, " must have the shape of the other image tensors of the call");
 
   Operand result;
   result.kind = kind_of(name, tensor);
@@ -84,7 +86,7 @@ Operand operand(const char* name, const Tensor& tensor, int64_t skip, const Shap
     pool.entry[pool.used] = merged;
     result.strides = &pool.entry[pool.used++];
   }
-  STD_TORCH_CHECK(access == Access::read || shape.elements * shape.samples == 0 ||
+  check(access == Access::read || shape.elements * shape.samples == 0 ||
                       has_own_memory(merged, shape.samples * branches, strides[skip]),
                   name, " is written, so its elements must not share memory: pass a copy");
   return result;
@@ -94,11 +96,11 @@ Operand operand(const char* name, const Tensor& tensor, int64_t skip, const Shap
 
 Shape::Shape(const Tensor& like) : tensor(like), samples(0), elements(1) {
   const auto sizes = like.sizes();
-  STD_TORCH_CHECK(sizes.size() >= 1 && sizes.size() <= kMaxDims, "image tensors must have 1 to ", kMaxDims,
+  check(sizes.size() >= 1 && sizes.size() <= kMaxDims, "image tensors must have 1 to ", kMaxDims,
                   " dimensions, the samples first");
   samples = sizes[0];
   for (size_t d = 1; d < sizes.size(); ++d) elements *= sizes[d];
-  STD_TORCH_CHECK(elements <= kMostElements, "a sample can have at most 2^34 elements");
+  check(elements <= kMostElements, "a sample can have at most 2^34 elements");
 }
 
 Operand image(const char* name, const Tensor& tensor, const Shape& shape, Access access, StridesPool& pool,
@@ -108,15 +110,15 @@ Operand image(const char* name, const Tensor& tensor, const Shape& shape, Access
 
 Operand state(const char* name, const Tensor& tensor, const Shape& shape, Access access, StridesPool& pool) {
   const Operand result = image(name, tensor, shape, access, pool);
-  STD_TORCH_CHECK(result.kind == Float::float32, name, " must be float32");
+  check(result.kind == Float::float32, name, " must be float32");
   return result;
 }
 
 int history_slots(const Tensor& tensor, const Shape& shape, StridesPool& pool, Operand* slot) {
-  STD_TORCH_CHECK(tensor.dim() >= 2 && tensor.size(0) <= kHistorySlots, "history must be [slots, samples, ...] with at most ",
+  check(tensor.dim() >= 2 && tensor.size(0) <= kHistorySlots, "history must be [slots, samples, ...] with at most ",
                   kHistorySlots, " slots");
   const Operand first = operand("history", tensor, 1, shape, Access::write, pool, 1);
-  STD_TORCH_CHECK(first.kind == Float::float32, "history must be float32");
+  check(first.kind == Float::float32, "history must be float32");
   const int slots = static_cast<int>(tensor.size(0));
   for (int k = 0; k < slots; ++k) {
     slot[k] = first;
@@ -131,7 +133,7 @@ template <class Number>
 PerSample<Number> per_sample(const char* name, const Tensor& tensor, int64_t samples, ScalarType type,
                              const char* type_name) {
   check_place(name, tensor);
-  STD_TORCH_CHECK(tensor.scalar_type() == type && tensor.dim() == 1 && tensor.size(0) == samples, name, " must be ",
+  check(tensor.scalar_type() == type && tensor.dim() == 1 && tensor.size(0) == samples, name, " must be ",
                   type_name, " with one number for each of ", samples, " samples");
   return {static_cast<const Number*>(tensor.data_ptr()), tensor.stride(0)};
 }
@@ -148,7 +150,7 @@ PerSample<float> floats(const char* name, const Tensor& tensor, int64_t samples)
 
 Table::Table(const Tensor& tensor, int64_t columns) {
   check_place("table", tensor);
-  STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::Float && tensor.dim() == 2 && tensor.size(1) == columns,
+  check(tensor.scalar_type() == ScalarType::Float && tensor.dim() == 2 && tensor.size(1) == columns,
                   "table must be float32 [rows, ", columns, "] for this call");
   data = static_cast<const float*>(tensor.data_ptr());
   rows = tensor.size(0);
@@ -157,12 +159,12 @@ Table::Table(const Tensor& tensor, int64_t columns) {
 }
 
 void Table::check_row(const char* name, int64_t row) const {
-  STD_TORCH_CHECK(row >= 0 && row < rows, name, " ", row, " is not in the table, which has ", rows, " rows");
+  check(row >= 0 && row < rows, name, " ", row, " is not in the table, which has ", rows, " rows");
 }
 
 Keys::Keys(const Tensor& tensor, int64_t samples) {
   check_place("key", tensor);
-  STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::Long && tensor.dim() == 2 && tensor.size(0) == 2 &&
+  check(tensor.scalar_type() == ScalarType::Long && tensor.dim() == 2 && tensor.size(0) == 2 &&
                       tensor.size(1) == samples,
                   "key must be int64 [2, ", samples, "]: seeds and sample indices");
   const auto* data = static_cast<const int64_t*>(tensor.data_ptr());
