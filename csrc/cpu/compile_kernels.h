@@ -3,17 +3,19 @@
 
 #include <cstring>
 
+// The lanes come first: the templates of common/ use what they declare.
+#include "cpu/lanes.h"
+
 #include "common/step.h"
 #include "cpu/kernels.h"
-#include "cpu/lanes.h"
 
 namespace fastdiff {
 namespace {
 
 // Lanes of one pass through the registers.
-using Lanes = Two<Two<Floats>>;
+using Lanes = SideBySide<Floats, kStepRegisters>::type;
 constexpr int kPass = kFloats<Lanes>;
-static_assert(kBlock % kPass == 0 && kBlock % (4 * kQuads * kChains) == 0, "whole passes in a block");
+static_assert(kBlock % kPass == 0 && kBlock % (4 * kQuads) == 0, "whole passes in a block");
 
 struct Buffer {
   alignas(64) char bytes[kBlock * sizeof(float)];
@@ -40,6 +42,13 @@ struct Block {
   FASTDIFF_INLINE Lanes load(int element) const { return load_floats<Lanes>(data, kind, element); }
   FASTDIFF_INLINE void store(int element, Lanes value) const { store_floats(data, kind, element, value); }
 };
+// The hardware does not fetch ahead across pages of memory: ask for what lies one page further.
+FASTDIFF_INLINE void fetch_next_page(const Block& block) {
+  constexpr int kPage = 4096, kLine = 64;
+  const int bytes = kBlock * static_cast<int>(size_of(block.kind));
+  for (int line = 0; line < bytes; line += kLine) __builtin_prefetch(block.data + kPage + line);
+}
+
 // Some block of a sample, whole or a tail.
 struct Place {
   int64_t sample, begin;
@@ -54,11 +63,20 @@ struct Place {
     if (!direct(operand)) gather(operand, sample, begin, count, kBlock, buffer.bytes);
     return open(operand, buffer);
   }
+  // The same for a block of a long stream.
+  FASTDIFF_INLINE Block stream(const Operand& operand, Buffer& buffer) const {
+    const Block block = read(operand, buffer);
+    if (direct(operand)) fetch_next_page(block);
+    return block;
+  }
   FASTDIFF_INLINE FloatBlock open_state(const Operand& operand, Buffer& buffer) const {
     return {reinterpret_cast<float*>(open(operand, buffer).data)};
   }
   FASTDIFF_INLINE FloatBlock read_state(const Operand& operand, Buffer& buffer) const {
     return {reinterpret_cast<float*>(read(operand, buffer).data)};
+  }
+  FASTDIFF_INLINE FloatBlock stream_state(const Operand& operand, Buffer& buffer) const {
+    return {reinterpret_cast<float*>(stream(operand, buffer).data)};
   }
   FASTDIFF_INLINE void close(const Operand& operand, const Buffer& buffer) const {
     if (!direct(operand)) scatter(operand, sample, begin, count, buffer.bytes);
@@ -73,9 +91,16 @@ FASTDIFF_INLINE void for_each_block(Range range, const Visit& visit) {
   }
 }
 
-FASTDIFF_INLINE void draw_block(const NoiseKey& key, int64_t begin, float* z) {
-  draw_normals(key, static_cast<uint32_t>(begin / 4), kBlock, z);
+// At least the normals of the place; z has room for a whole block.
+FASTDIFF_INLINE void draw_here(const NoiseKey& key, Place place, float* z) {
+  constexpr int kLeast = 4 * kQuads;
+  const uint32_t quad = static_cast<uint32_t>(place.begin / 4);
+  const int end = (place.count + kLeast - 1) / kLeast * kLeast;
+  draw_normals<1>(key, quad, draw_normals<kChains>(key, quad, 0, end, z), end, z);
 }
+
+// The same as a call, because the code is long.
+__attribute__((noinline)) void draw_block(const NoiseKey& key, Place place, float* z) { draw_here(key, place, z); }
 
 // The loads and stores of common/step.h for one block.
 struct StepBlock {
@@ -125,9 +150,9 @@ FASTDIFF_INLINE StepBlock open_block(const Uses& uses, const StepTensors& t, con
                                      Place place, StepBuffers& buffers) {
   StepBlock block;
   block.output_check = block.state_check = splat<Lanes>(0.0f);
-  block.x_ = place.read_state(t.x, buffers.x);
-  block.out_ = place.read(t.out, buffers.out);
-  if (uses.has(GUIDED)) block.uncond_ = place.read(t.uncond, buffers.uncond);
+  block.x_ = place.stream_state(t.x, buffers.x);
+  block.out_ = place.stream(t.out, buffers.out);
+  if (uses.has(GUIDED)) block.uncond_ = place.stream(t.uncond, buffers.uncond);
   if (uses.has(CV)) block.variance_ = place.read(t.variance, buffers.variance);
   if (uses.has(ANCHORED)) block.y_ = place.read_state(t.y, buffers.y);
   for (int k = 0; k < kHistorySlots; ++k) {
@@ -137,7 +162,7 @@ FASTDIFF_INLINE StepBlock open_block(const Uses& uses, const StepTensors& t, con
     if (t.z.given()) {
       block.z_ = place.read_state(t.z, buffers.z);
     } else {
-      draw_block(key, place.begin, buffers.z.floats());
+      draw_block(key, place, buffers.z.floats());
       block.z_ = {buffers.z.floats()};
     }
   }
@@ -231,10 +256,10 @@ void normal_range(const Operand& z, const NoiseKey& key, Range range) {
   Buffer noise, buffer;
   for_each_block(range, [&](Place place) {
     if (place.direct(z) && z.kind == Float::float32) {
-      draw_block(key, place.begin, reinterpret_cast<float*>(z.at(place.sample, place.begin)));
+      draw_here(key, place, reinterpret_cast<float*>(z.at(place.sample, place.begin)));
       return;
     }
-    draw_block(key, place.begin, noise.floats());
+    draw_block(key, place, noise.floats());
     const Block to = place.open(z, buffer);
     for (int e = 0; e < kBlock; e += kPass) to.store(e, load_floats<Lanes>(noise.bytes, Float::float32, e));
     place.close(z, buffer);
@@ -250,7 +275,7 @@ void q_sample_range(const Operand& x0, const Operand& noise, const Operand& x_t,
     if (noise.given()) {
       z = place.read(noise, noise_buffer);
     } else {
-      draw_block(key, place.begin, noise_buffer.floats());
+      draw_block(key, place, noise_buffer.floats());
     }
     const Block noisy = place.open(x_t, x_t_buffer);
     for (int e = 0; e < kBlock; e += kPass) {
@@ -269,7 +294,7 @@ void q_sample_range(const Operand& x0, const Operand& noise, const Operand& x_t,
 FASTDIFF_INLINE void noise_error(const Operand& pred, const NoiseKey& key, Place place, Buffer& error) {
   Buffer pred_buffer, noise;
   const Block predicted = place.read(pred, pred_buffer);
-  draw_block(key, place.begin, noise.floats());
+  draw_block(key, place, noise.floats());
   for (int e = 0; e < kBlock; e += kPass) {
     const Lanes z = load_floats<Lanes>(noise.bytes, Float::float32, e);
     store_floats(error.bytes, Float::float32, e, predicted.load(e) - z);

@@ -2,7 +2,8 @@
 //
 //   Floats, Ints     kWidth floats, and as many 32-bit integers
 //   Words            kQuads Philox words (in the low half of 64 bits; or just one)
-//   kChains          how many of them side by side the register file holds
+//   kChains          how many of Words side by side make noise fastest
+//   kStepRegisters   how many of Floats side by side a step takes at once
 //
 // and the operations of common/portable.h on them. Here stands what follows for any of them.
 #pragma once
@@ -42,7 +43,6 @@ template <class L>
 struct SideBySide<L, 1> {
   using type = L;
 };
-using WordChains = SideBySide<Words, kChains>::type;
 
 template <class L>
 struct Consecutive {
@@ -66,14 +66,18 @@ FASTDIFF_INLINE void store_alternating(float* to, Two<L> first, Two<L> second) {
   store_alternating(to + 2 * kFloats<L>, first.high, second.high);
 }
 
-// The normals of `count` elements from the quad on; count is a multiple of what the chains make at once.
-FASTDIFF_INLINE void draw_normals(const NoiseKey& key, uint32_t quad, int count, float* z) {
-  constexpr int kAtOnce = 4 * kQuads * kChains;
-  for (int element = 0; element < count; element += kAtOnce) {
-    const auto o = philox(key, Consecutive<WordChains>::from(quad + element / 4));
+// Draws normals for elements from `begin` on, while there is need for all of what the chains make at once.
+template <int chains>
+FASTDIFF_INLINE int draw_normals(const NoiseKey& key, uint32_t quad, int begin, int end, float* z) {
+  using Lanes = typename SideBySide<Words, chains>::type;
+  constexpr int kAtOnce = 4 * kQuads * chains;
+  int element = begin;
+  for (; element + kAtOnce <= end; element += kAtOnce) {
+    const auto o = philox(key, Consecutive<Lanes>::from(quad + element / 4));
     const auto pair = normal_pair(alternate(o.word[0], o.word[2]), alternate(o.word[1], o.word[3]));
     store_alternating(z + element, pair.first, pair.second);
   }
+  return element;
 }
 
 template <class T, class L>

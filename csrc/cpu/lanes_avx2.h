@@ -13,7 +13,8 @@ constexpr int kQuads = 4;
 typedef float Floats __attribute__((vector_size(32)));
 typedef uint32_t Ints __attribute__((vector_size(32)));
 typedef uint64_t Words __attribute__((vector_size(32)));
-constexpr int kChains = 2;
+constexpr int kChains = 4;
+constexpr int kStepRegisters = 2;
 
 template <>
 struct Splat<Floats> {

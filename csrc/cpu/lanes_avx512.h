@@ -14,6 +14,7 @@ typedef float Floats __attribute__((vector_size(64)));
 typedef uint32_t Ints __attribute__((vector_size(64)));
 typedef uint64_t Words __attribute__((vector_size(64)));
 constexpr int kChains = 4;
+constexpr int kStepRegisters = 4;
 
 template <>
 struct Splat<Floats> {

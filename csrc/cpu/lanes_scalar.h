@@ -17,6 +17,7 @@ using Floats = float;
 using Ints = uint32_t;
 using Words = uint32_t;
 constexpr int kChains = 2;
+constexpr int kStepRegisters = 2;
 
 FASTDIFF_INLINE Words consecutive(uint32_t first) { return first; }
 
