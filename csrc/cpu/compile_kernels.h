@@ -241,15 +241,22 @@ using Ddim = Formula<set_of(PX, PO, EO, C0, CE)>;
 using DdimVelocity = Formula<set_of(PX, PO, EX, EO, C0, CE)>;
 using AncestralClipped = Formula<set_of(PX, PO, CLIP, CX, C0)>;
 using Ancestral = Formula<set_of(PX, PO, CX, C0)>;
+using MultistepClipped = Formula<set_of(PX, PO, CLIP, CX, C0, CH0, SLOT)>;
+using Multistep = Formula<set_of(PX, PO, CX, C0, CH0, SLOT)>;
+
+// Calls run with the first formula that fits, or with the set of columns as it is.
+template <class Run>
+int with_formula(Uses uses, const Run& run) {
+  return run(uses);
+}
+template <class First, class... Rest, class Run>
+int with_formula(Uses uses, const Run& run) {
+  return First::fits(uses) ? run(First{uses}) : with_formula<Rest...>(uses, run);
+}
 
 int step_range(const StepTensors& tensors, const Row& row, const NoiseKey& key, Range range) {
-  const Uses uses = tensors.uses;
-  if (DdimClipped::fits(uses)) return step_range_of(DdimClipped{uses}, tensors, row, key, range);
-  if (Ddim::fits(uses)) return step_range_of(Ddim{uses}, tensors, row, key, range);
-  if (DdimVelocity::fits(uses)) return step_range_of(DdimVelocity{uses}, tensors, row, key, range);
-  if (AncestralClipped::fits(uses)) return step_range_of(AncestralClipped{uses}, tensors, row, key, range);
-  if (Ancestral::fits(uses)) return step_range_of(Ancestral{uses}, tensors, row, key, range);
-  return step_range_of(uses, tensors, row, key, range);
+  return with_formula<DdimClipped, Ddim, DdimVelocity, AncestralClipped, Ancestral, MultistepClipped, Multistep>(
+      tensors.uses, [&](const auto& uses) { return step_range_of(uses, tensors, row, key, range); });
 }
 
 void normal_range(const Operand& z, const NoiseKey& key, Range range) {

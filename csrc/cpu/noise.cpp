@@ -14,9 +14,6 @@
 namespace fastdiff {
 namespace {
 
-// Elements whose squared errors make one partial sum: a fixed size, so that sums do not depend on the threads.
-constexpr int64_t kPartial = 8 * kBlock;
-
 // Whose noise each sample gets.
 struct Draws {
   Draws(const Tensor& key, const Tensor& draw, int64_t stream_, int64_t samples)
@@ -84,16 +81,16 @@ Tensor noise_loss(const Tensor& pred, const Tensor& key, const Tensor& draw, int
   StridesPool pool;
   const Operand predicted = image("pred", pred, shape, Access::read, pool);
   const Draws draws(key, draw, stream, shape.samples);
-  const int64_t parts = (shape.elements + kPartial - 1) / kPartial;
+  const int64_t parts = (shape.elements + kPart - 1) / kPart;
   std::vector<double> partial(shape.samples * parts);
   const Kernels& kernel = kernels();
   for_each_range(
       shape.samples, shape.elements, kNoiseGrain,
       [&](Range range) {
-        partial[range.sample * parts + range.begin / kPartial] =
+        partial[range.sample * parts + range.begin / kPart] =
             kernel.noise_loss(predicted, draws[range.sample], range);
       },
-      kPartial);
+      kPart);
 
   Tensor loss = torch::stable::new_empty(pred, std::vector<int64_t>{shape.samples},
                                          std::make_optional(torch::headeronly::ScalarType::Float));

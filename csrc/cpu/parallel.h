@@ -19,6 +19,9 @@ namespace fastdiff {
 constexpr int64_t kGrain = 32768;
 constexpr int64_t kNoiseGrain = 16384;
 
+// Elements that are reduced to one number first: a fixed size, so that no sum depends on the threads.
+constexpr int64_t kPart = 8 * kBlock;
+
 #if defined(FASTDIFF_STD_THREADS)
 // ThreadSanitizer does not know the threads of torch, which are OpenMP's; it knows these.
 template <class F>

@@ -39,9 +39,6 @@ struct Moments {
     squares += other.squares + apart * apart * (count * other.count / total);
     count = total;
   }
-
-  // Without bias, as torch.std.
-  double deviation() const { return std::sqrt(squares / (count - 1.0)); }
 };
 
 Tensor guidance_rescale(const Tensor& out, const Tensor& uncond, const Tensor& w, double phi) {
@@ -53,31 +50,34 @@ Tensor guidance_rescale(const Tensor& out, const Tensor& uncond, const Tensor& w
   tensors.uncond = image("uncond", uncond, shape, Access::read, pool);
   const auto scale = floats("w", w, shape.samples);
 
-  const int64_t blocks = (shape.elements + kBlock - 1) / kBlock;
-  std::vector<Moments> conditional(shape.samples * blocks), guided(shape.samples * blocks);
+  const int64_t parts = (shape.elements + kPart - 1) / kPart;
+  std::vector<Moments> conditional(shape.samples * parts), guided(shape.samples * parts);
   const Kernels& kernel = kernels();
   for_each_range(
       shape.samples, shape.elements, kGrain,
-      [&](Range block) {
-        float c[kBlock], g[kBlock];
+      [&](Range range) {
+        const int64_t part = range.sample * parts + range.begin / kPart;
         Row row;
-        row.w = scale[block.sample];
-        kernel.guide(tensors, row, block, c, g);
-        const int64_t part = block.sample * blocks + block.begin / kBlock;
-        conditional[part] = Moments::of(c, block.end - block.begin);
-        guided[part] = Moments::of(g, block.end - block.begin);
+        row.w = scale[range.sample];
+        for (int64_t begin = range.begin; begin < range.end; begin += kBlock) {
+          float c[kBlock], g[kBlock];
+          const int64_t end = std::min(begin + kBlock, range.end);
+          kernel.guide(tensors, row, Range{range.sample, begin, end}, c, g);
+          conditional[part].add(Moments::of(c, end - begin));
+          guided[part].add(Moments::of(g, end - begin));
+        }
       },
-      kBlock);
+      kPart);
 
   Tensor factor = one_per_sample(out, shape.samples);
   float* to = static_cast<float*>(factor.mutable_data_ptr());
   for (int64_t b = 0; b < shape.samples; ++b) {
     Moments c, g;
-    for (int64_t part = b * blocks; part < (b + 1) * blocks; ++part) {
+    for (int64_t part = b * parts; part < (b + 1) * parts; ++part) {
       c.add(conditional[part]);
       g.add(guided[part]);
     }
-    to[b] = static_cast<float>(phi * (c.deviation() / g.deviation()) + (1.0 - phi));
+    to[b] = static_cast<float>(phi * std::sqrt(c.squares / g.squares) + (1.0 - phi));
   }
   return factor;
 }
