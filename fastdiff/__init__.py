@@ -13,6 +13,7 @@ from fastdiff.errors import (
     NonFiniteError,
 )
 from fastdiff.forward import q_sample
+from fastdiff.noise_loss import noise_loss
 from fastdiff.plan import Plan
 from fastdiff.sample import sample
 from fastdiff.schedules import Schedule
@@ -34,6 +35,7 @@ __all__ = [
     "load",
     "models",
     "noise",
+    "noise_loss",
     "q_sample",
     "sample",
     "samplers",

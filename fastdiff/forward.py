@@ -28,6 +28,7 @@ def q_sample(
     stream: str = "q_sample",
     noise: Tensor | None = None,
     return_noise: Literal[False] = False,
+    out: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor: ...
 
@@ -44,6 +45,7 @@ def q_sample(
     stream: str = "q_sample",
     noise: Tensor | None = None,
     return_noise: Literal[True],
+    out: Tensor | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]: ...
 
@@ -59,9 +61,10 @@ def q_sample(
     stream: str = "q_sample",
     noise: Tensor | None = None,
     return_noise: bool = False,
+    out: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Draw `x_t = alpha_t x0 + sigma_t eps` (Ho et al. 2020, eq. 4).
+    """Draw `x_t = alpha_t x0 + sigma_t eps` (Ho et al. 2020, eq. 4), in one pass.
 
     Args:
         x0: clean data [B, ...], any float dtype; x_t has the same. Arithmetic is float32, or float64 for float64.
@@ -70,23 +73,45 @@ def q_sample(
         seed, index, step, stream: whose noise to draw; see `fastdiff.noise.normal`.
         noise: eps to use instead, of the shape of x0.
         return_noise: return (x_t, eps).
+        out: where to write x_t, of the shape and dtype of x0; there is no gradient through it. None makes a tensor.
         backend: "auto" or a backend's name.
 
     Raises:
-        InputError: x0 is not of floats, shapes do not match, or t is out of range (checked where t is on the CPU).
+        InputError: x0 is not of floats, shapes do not match, t is out of range (checked where t is on the CPU), or a
+            gradient is wanted through `out`.
         BackendError: the backend is not available.
     """
     if not x0.is_floating_point():
         raise InputError(f"x0 must hold floats, got {x0.dtype}: scale images to [-1, 1]")
-    level = _levels(t, len(x0), len(schedule), x0.device)
-    ops = dispatch.backend(backend, x0.device)
-    table = _table(schedule, x0.device, torch.promote_types(x0.dtype, torch.float32))
-    if noise is None:
-        noise = noises.normal(x0.shape, seed, index, step, stream, x0.device, backend)
-    elif noise.shape != x0.shape:
+    if noise is not None and noise.shape != x0.shape:
         raise InputError(f"noise must have the shape of x0, {tuple(x0.shape)}, got {tuple(noise.shape)}")
-    x_t: Tensor = ops.q_sample(x0, level, table, noise)
-    return (x_t, noise) if return_noise else x_t
+    dtype = torch.promote_types(x0.dtype, torch.float32)
+    ops = dispatch.backend(backend, x0.device, dtype)
+    key = draw = None
+    if noise is None:
+        key, draw = noises.key(seed, index, len(x0), x0.device), noises.draws(step, len(x0), x0.device)
+    level = _levels(t, len(x0), len(schedule), x0.device)
+    table = _table(schedule, x0.device, dtype)
+    number = noises.stream_number(stream)
+    x_t: Tensor
+    drawn: Tensor | None
+    if out is None:
+        x_t, drawn = ops.q_sample(x0, level, table, key, draw, number, noise, return_noise)
+    else:
+        _check_out(out, x0, noise)
+        drawn = torch.empty(x0.shape, device=x0.device) if return_noise and noise is None else None
+        ops.q_sample_out(x0, level, table, key, draw, number, noise, out, drawn)
+        x_t = out
+    eps = drawn if noise is None else noise
+    return (x_t, eps) if return_noise and eps is not None else x_t
+
+
+def _check_out(out: Tensor, x0: Tensor, noise: Tensor | None) -> None:
+    if out.shape != x0.shape or out.dtype != x0.dtype:
+        wanted = f"{tuple(x0.shape)} {x0.dtype}"
+        raise InputError(f"out must have shape and dtype of x0, {wanted}, got {tuple(out.shape)} {out.dtype}")
+    if torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in (out, x0, noise)):
+        raise InputError("there is no gradient through `out`: leave it away, or call q_sample under torch.no_grad()")
 
 
 def _levels(t: Tensor | Sequence[int] | int, batch: int, T: int, device: torch.device) -> Tensor:

@@ -45,34 +45,38 @@ def normal(
     if len(shape) < 1 or min(shape) < 0:
         raise InputError(f"shape must be (batch, ...) with no negative size, got {tuple(shape)}")
     place = torch.device("cpu" if device is None else device)
-    z: Tensor = dispatch.backend(backend, place).normal(
-        tuple(shape),
-        seeds(seed, shape[0], place),
-        samples(index, shape[0], place),
-        draws(step, shape[0], place),
-        lookup("stream", stream, STREAMS),
+    z = torch.empty(tuple(shape), device=place)
+    dispatch.backend(backend, place).normal_(
+        z, key(seed, index, shape[0], place), draws(step, shape[0], place), stream_number(stream)
     )
     return z
 
 
-def seeds(seed: int | Sequence[int] | Tensor, batch: int, device: torch.device) -> Tensor:
-    """Return one seed per sample, int64 [batch] holding the unsigned bits. Raises InputError as `normal` does."""
-    return _per_sample("seed", seed, batch, MAX_SEED).to(device).expand(batch)
+def key(
+    seed: int | Sequence[int] | Tensor,
+    index: int | Sequence[int] | Tensor | None,
+    batch: int,
+    device: torch.device,
+) -> Tensor:
+    """Return whose noise to draw, int64 [2, batch]: each sample's seed as bits, and its global index (None: 0..B-1).
 
-
-def samples(index: int | Sequence[int] | Tensor | None, batch: int, device: torch.device) -> Tensor:
-    """Return one global index per sample, int64 [batch]; None counts from 0. Raises InputError as `normal` does."""
-    if index is None:
-        return torch.arange(batch, device=device)
-    numbers = _per_sample("index", index, batch, MAX_SAMPLE)
-    if numbers.ndim == 0 and batch != 1:
+    Raises InputError as `normal` does.
+    """
+    seeds = _per_sample("seed", seed, batch, MAX_SEED)
+    samples = torch.arange(batch) if index is None else _per_sample("index", index, batch, MAX_SAMPLE)
+    if samples.ndim == 0 and batch != 1:
         raise InputError(f"index needs one number for each of {batch} samples, or they would share their noise")
-    return numbers.to(device).expand(batch)
+    return torch.stack([numbers.to(device).expand(batch) for numbers in (seeds, samples)])
 
 
 def draws(step: int | Sequence[int] | Tensor, batch: int, device: torch.device) -> Tensor:
     """Return one draw number per sample, int64 [batch]. Raises InputError as `normal` does."""
     return _per_sample("step", step, batch, MAX_DRAW).to(device).expand(batch)
+
+
+def stream_number(stream: str) -> int:
+    """Return a stream's number. Raises InputError for an unknown name."""
+    return lookup("stream", stream, STREAMS)
 
 
 def _per_sample(name: str, value: int | Sequence[int] | Tensor, batch: int, largest: int) -> Tensor:

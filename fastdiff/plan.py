@@ -8,7 +8,7 @@
     h_slot = x0 or eps                                                    history, written after it was read
 
 `z` is a standard normal, `v` the extra output of a network that learns its variance, and the network is given
-`scale_in x` and `t`.
+`scale_in x` and `t`. docs/step.md says in which order a step rounds.
 """
 
 from __future__ import annotations
@@ -115,6 +115,12 @@ class Plan:
         """How many history slots the plan reads or writes, 0..4."""
         read = [int(name[2:]) + 1 for name in self.columns if name.startswith(("ch", "dh"))]
         return max([0, *read, int(self.column("slot").max()) + 1])
+
+    @property
+    def layout(self) -> int:
+        """The table's columns as bits, in the order of `NEUTRAL`, and behind them whether the history keeps eps."""
+        used = sum(1 << k for k, name in enumerate(NEUTRAL) if name in self.columns)
+        return used | (self.stores == "eps") << len(NEUTRAL)
 
     @property
     def has_anchor(self) -> bool:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from fastdiff import guidance as guiding
 from fastdiff import noise as noises
 from fastdiff.errors import InputError, NonFiniteError
+from fastdiff.guidance import Condition
 from fastdiff.ops import dispatch
-from fastdiff.ops.reference import NoiseKey
 from fastdiff.plan import Plan
+from fastdiff.schedules import Array
 
-Condition = Mapping[str, Any]
 NoiseSource = Callable[[str, int, tuple[int, ...]], Tensor]
 Callback = Callable[[int, Tensor, Tensor], None]
 
@@ -31,6 +31,8 @@ def sample(
     cond: Condition | None = None,
     uncond: Condition | None = None,
     guidance: float | Tensor = 1.0,
+    guidance_rescale: float = 0.0,
+    dynamic_threshold: float | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
     backend: str = "auto",
@@ -53,6 +55,10 @@ def sample(
         uncond: the same for the unconditional branch; None asks the model for `model.unconditional(cond)`.
         guidance: w of `u + w (c - u)` (Ho & Salimans 2022: w = 1 + omega), a number or [B]. The number 1 evaluates
             the conditional branch alone.
+        guidance_rescale: phi in 0..1, how far the guided output is scaled to the standard deviation of the conditional
+            one (Lin et al. 2024, eq. 15 and 16); it needs guidance. 0 leaves it alone.
+        dynamic_threshold: quantile in 0..1 of a sample's |x0|; where it exceeds the plan's clip, x0 is cut there and
+            scaled back to the clip (Saharia et al. 2022, sec. 2.3). It needs a plan that clips. None only clips.
         device: None is that of x_init, or of the model's parameters, or the CPU.
         dtype: what the model reads. The state is float32, or float64 if this is float64.
         backend: "auto" or a backend's name; see `fastdiff.info`.
@@ -74,51 +80,37 @@ def sample(
     if len(shape) < 2 or min(shape) < 0:
         raise InputError(f"shape must be (batch, ...) with no negative size, got {tuple(shape)}")
     batch, place = int(shape[0]), _device(model, x_init, device)
-    step = dispatch.backend(backend, place).step
     state_dtype = torch.promote_types(dtype, torch.float32)
-    key = NoiseKey(noises.seeds(seed, batch, place), noises.samples(index, batch, place))
-
-    x = _start(tuple(shape), x_init, noise, key, backend).to(device=place, dtype=state_dtype)
-    if x_init is None:
-        x *= plan.init_scale
-    w = _guidance(guidance, batch, x)
+    ops = dispatch.backend(backend, place, state_dtype)
+    key = noises.key(seed, index, batch, place)
+    w = guiding.scales(guidance, batch, place, state_dtype)
+    _check_corrections(plan, w, guidance_rescale, dynamic_threshold)
     branches = 1 if w is None else 2
-    condition = _conditions(model, cond or {}, uncond, branches, batch)
+    condition = guiding.conditions(model, cond or {}, uncond, branches, batch)
 
-    table = torch.from_numpy(plan.table.copy()).to(device=place, dtype=state_dtype)
-    times = torch.from_numpy(plan.t.copy()).to(device=place, dtype=state_dtype)
-    rows = torch.arange(len(plan), device=place)
-    model_input = torch.empty((branches, *x.shape), device=place, dtype=dtype)
-    model_input.copy_(x * float(plan.column("scale_in")[0]))
+    table, layout = _tensor(plan.table, place, state_dtype), plan.layout
+    rows = torch.arange(len(plan), device=place)[:, None].expand(-1, batch).unbind()
+    times = _tensor(plan.t, place, state_dtype)[:, None].expand(-1, branches * batch).unbind()
+    x = torch.empty(tuple(shape), device=place, dtype=state_dtype)
+    model_input = torch.empty((branches * batch, *shape[1:]), device=place, dtype=dtype)
+    _start(x, model_input, plan, x_init, noise, ops, key)
     y = x.clone() if plan.has_anchor else None
     history = x.new_zeros((plan.history_slots, *x.shape)) if plan.history_slots else None
     x0 = torch.empty_like(x) if callback is not None else None
     first_bad = torch.full((batch,), 2 * len(plan), device=place) if check_finite else None
 
     for row in tqdm(range(len(plan)), desc="sample", unit="row", disable=None if progress else True):
-        out = model(model_input.flatten(0, 1), times[row].expand(branches * batch), **condition)
-        out, variance = _split_variance(out, x, branches, plan)
-        outs = out.view(branches, *x.shape)
-        step(
-            x,
-            outs[0],
-            table,
-            plan.columns,
-            rows[row].expand(batch),
-            uncond=outs[1] if branches == 2 else None,
-            w=w,
-            variance=variance,
-            y=y,
-            history=history,
-            stores=plan.stores,
-            key=key,
-            z=_given(noise, "step", row, tuple(shape)).to(x) if noise is not None and plan.draws_noise else None,
-            model_input=model_input[0],
-            x0_out=x0,
-            first_bad=first_bad,
+        out, u, v = _split(model(model_input, times[row], **condition), x, plan, branches)
+        rescale = ops.guidance_rescale(out, u, w, guidance_rescale) if guidance_rescale else None
+        limit = None
+        if dynamic_threshold is not None:
+            limit = ops.threshold(x, out, table, layout, rows[row], u, w, rescale, dynamic_threshold)
+        z = _given(noise, "step", row, x.shape).to(x) if noise is not None and plan.draws_noise else None
+        ops.step(  # by position: names cost time in torch's dispatcher
+            *(x, out, table, layout, rows[row], u, w, key, model_input, first_bad),
+            *(v, rescale, limit, y, history, z, x0),
         )
-        if branches == 2:
-            model_input[1].copy_(model_input[0])
+        del out, u, v, z  # or they would still take memory while the network makes the next ones
         if callback is not None and x0 is not None:
             callback(row, x, x0)
 
@@ -136,23 +128,53 @@ def _device(model: object, x_init: Tensor | None, device: torch.device | str | N
     return torch.device("cpu") if parameter is None else parameter.device
 
 
+def _check_corrections(plan: Plan, w: Tensor | None, rescale: float, quantile: float | None) -> None:
+    if not 0.0 <= rescale <= 1.0:
+        raise InputError(f"guidance_rescale must be in 0..1, got {rescale}")
+    if rescale and w is None:
+        raise InputError("guidance_rescale corrects guidance: give a guidance other than 1")
+    if quantile is not None and not 0.0 <= quantile <= 1.0:
+        raise InputError(f"dynamic_threshold must be a quantile in 0..1, got {quantile}")
+    if quantile is not None and "clip" not in plan.columns:
+        raise InputError(
+            "dynamic_threshold scales x0 back to the plan's clip: give the sampler clip=1.0 or another bound"
+        )
+
+
+def _tensor(array: Array, device: torch.device, dtype: torch.dtype) -> Tensor:
+    return torch.from_numpy(array.copy()).to(device=device, dtype=dtype)
+
+
 def _start(
-    shape: tuple[int, ...],
+    x: Tensor,
+    model_input: Tensor,
+    plan: Plan,
     x_init: Tensor | None,
     noise: NoiseSource | None,
-    key: NoiseKey,
-    backend: str,
-) -> Tensor:
-    """Return the start state, or the noise that is scaled to one; it is the caller's to overwrite."""
+    ops: dispatch.Backend,
+    key: Tensor,
+) -> None:
+    """Write the start state and the first model input."""
+    zero = torch.zeros_like(key[0])
     if x_init is not None:
-        if tuple(x_init.shape) != shape:
-            raise InputError(f"x_init must have the shape of the samples, {shape}, got {tuple(x_init.shape)}")
-        if not bool(x_init.isfinite().all()):
-            raise NonFiniteError("x_init holds NaN or infinity")
-        return x_init.clone(memory_format=torch.contiguous_format)
-    if noise is not None:
-        return _given(noise, "init", 0, shape).clone()
-    return noises.normal(shape, *key, device=key.seed.device, backend=backend)
+        _check_start(x_init, x)
+        x.copy_(x_init)
+    elif noise is not None:
+        x.copy_(_given(noise, "init", 0, x.shape))
+    else:
+        ops.normal_(x, key, zero, noises.stream_number("init"))
+    scale = 1.0 if x_init is not None else plan.init_scale
+    # The start is a step too: it scales the state and writes the first model input.
+    start = Plan.build("start", [0.0], {"cx": scale, "scale_in": plan.column("scale_in")[0]})
+    table = _tensor(start.table, x.device, x.dtype)
+    ops.step(x, x, table, start.layout, zero, None, None, None, model_input)
+
+
+def _check_start(x_init: Tensor, x: Tensor) -> None:
+    if x_init.shape != x.shape:
+        raise InputError(f"x_init must have the shape of the samples, {tuple(x.shape)}, got {tuple(x_init.shape)}")
+    if not bool(x_init.isfinite().all()):
+        raise NonFiniteError("x_init holds NaN or infinity")
 
 
 def _given(noise: NoiseSource, stream: str, draw: int, shape: tuple[int, ...]) -> Tensor:
@@ -162,50 +184,23 @@ def _given(noise: NoiseSource, stream: str, draw: int, shape: tuple[int, ...]) -
     return z
 
 
-def _guidance(guidance: float | Tensor, batch: int, x: Tensor) -> Tensor | None:
-    """Return w for each sample [B], or None where the unconditional branch is not needed."""
-    if not isinstance(guidance, Tensor):
-        return None if guidance == 1.0 else x.new_full((batch,), guidance)
-    if guidance.shape not in ((), (batch,)):
-        raise InputError(f"guidance must be a number or have shape ({batch},), got {tuple(guidance.shape)}")
-    return guidance.to(x).expand(batch)
+def _split(out: Tensor, x: Tensor, plan: Plan, branches: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Check what the model returned; return its conditional and unconditional branch and the learned variance.
 
-
-def _conditions(model: object, cond: Condition, uncond: Condition | None, branches: int, batch: int) -> dict[str, Any]:
-    """Return the model's keyword arguments, with the unconditional branch behind the conditional one."""
-    for name, value in {**cond, **(uncond or {})}.items():
-        if isinstance(value, Tensor) and (value.ndim == 0 or len(value) != batch):
-            raise InputError(f"condition {name!r} must have the batch of {batch} first, got shape {tuple(value.shape)}")
-    if branches == 1:
-        return dict(cond)
-    if uncond is None:
-        if not hasattr(model, "unconditional"):
-            raise InputError("guidance needs `uncond`, or a model with a method `unconditional(cond)`")
-        uncond = model.unconditional(cond)
-    if set(cond) != set(uncond):
-        raise InputError(f"cond and uncond must have the same names, got {sorted(cond)} and {sorted(uncond)}")
-    return {name: _join(name, value, uncond[name]) for name, value in cond.items()}
-
-
-def _join(name: str, value: Any, other: Any) -> Any:
-    if not isinstance(value, Tensor):
-        return value
-    if value.shape != other.shape:
-        raise InputError(f"condition {name!r} differs in shape: {tuple(value.shape)} and {tuple(other.shape)}")
-    return torch.cat([value, other])
-
-
-def _split_variance(out: Tensor, x: Tensor, branches: int, plan: Plan) -> tuple[Tensor, Tensor | None]:
-    """Check the model's output and split off the learned variance of the conditional branch, if there is one."""
-    expected = (branches * len(x), *x.shape[1:])
-    if tuple(out.shape) == expected and not plan.learns_variance:
-        return out, None
+    The variance channels of the unconditional branch, and of a plan that does not use them, are dropped.
+    """
+    if out.dtype not in (torch.float32, torch.bfloat16, torch.float16, x.dtype):
+        raise InputError(f"the model returned {out.dtype}; a state of {x.dtype} takes float32, bfloat16 or float16")
+    batch, expected = len(x), (branches * len(x), *x.shape[1:])
     doubled = (expected[0], 2 * expected[1], *expected[2:])
-    if tuple(out.shape) != doubled:
+    variance = None
+    if tuple(out.shape) == doubled:
+        out, variance = out.chunk(2, dim=1)
+    elif plan.learns_variance or tuple(out.shape) != expected:
         wanted = doubled if plan.learns_variance else expected
         raise InputError(f"the model returned shape {tuple(out.shape)}, this plan needs {wanted}")
-    out, variance = out.chunk(2, dim=1)
-    return out, variance[: len(x)].to(x.dtype) if plan.learns_variance else None
+    used = variance[:batch] if variance is not None and plan.learns_variance else None
+    return out[:batch], out[batch:] if branches == 2 else None, used
 
 
 def _raise_if_bad(first_bad: Tensor, plan: Plan) -> None:

@@ -8,24 +8,32 @@ from dataclasses import dataclass
 
 import torch
 
-from fastdiff.ops import dispatch
+from fastdiff.ops import dispatch, native
 
 _LIBRARIES = ("fastdiff-sampler", "torch", "triton", "numpy", "accelerate", "safetensors", "scikit-learn", "diffusers")
 
 
 @dataclass(frozen=True)
 class Info:
-    """Versions by library (None: not installed), devices, and for each backend why it is missing (None: available)."""
+    """What is here.
+
+    Attributes:
+        versions: by library; None: not installed.
+        devices: what torch can compute on.
+        backends: why each is missing; None: available.
+        instruction_set: what the cpu backend's kernels use, "scalar", "AVX2" or "AVX-512"; None: it is missing.
+    """
 
     versions: dict[str, str | None]
     devices: tuple[str, ...]
     backends: dict[str, str | None]
+    instruction_set: str | None
 
     def __str__(self) -> str:
         sections = {
             "versions": {name: version or "not installed" for name, version in self.versions.items()},
             "devices": dict.fromkeys(self.devices, ""),
-            "backends": {name: reason or "available" for name, reason in self.backends.items()},
+            "backends": {name: reason or self._available(name) for name, reason in self.backends.items()},
         }
         lines = []
         for title, entries in sections.items():
@@ -34,11 +42,14 @@ class Info:
 
     __repr__ = __str__
 
+    def _available(self, backend: str) -> str:
+        return f"available ({self.instruction_set})" if backend == "cpu" else "available"
+
 
 def info() -> Info:
     """Return the versions, devices and backends of this machine; `print` it to read it."""
     versions = {"python": platform.python_version(), **{name: _version(name) for name in _LIBRARIES}}
-    return Info(versions=versions, devices=_devices(), backends=dispatch.missing())
+    return Info(versions, _devices(), dispatch.missing(), native.instruction_set())
 
 
 def _version(library: str) -> str | None:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import fastdiff as fd
+from tests.backends import BACKENDS, each_backend
 
 SCHEDULE = fd.schedules.cosine(50)
 
@@ -38,12 +39,70 @@ def test_one_t_is_one_for_each():
     assert torch.equal(fd.q_sample(x0, 7, SCHEDULE), fd.q_sample(x0, [7, 7, 7], SCHEDULE))
 
 
-def test_gradient_is_alpha():
-    """d x_t / d x0 = alpha_t."""
-    x0 = torch.randn(2, 3, requires_grad=True)
-    fd.q_sample(x0, [0, 20], SCHEDULE).sum().backward()
-    expected = torch.tensor(SCHEDULE.alpha[[0, 20]], dtype=torch.float32)[:, None].expand(2, 3)
-    torch.testing.assert_close(x0.grad, expected, rtol=0, atol=0)
+@each_backend
+def test_gradient_is_alpha(backend):
+    """d x_t / d x0 = alpha_t and d x_t / d eps = sigma_t, exactly."""
+    x0, noise = torch.randn(2, 2, 3).unbind()
+    x0.requires_grad_(), noise.requires_grad_()
+    fd.q_sample(x0, [0, 20], SCHEDULE, noise=noise, backend=backend).sum().backward()
+    for gradient, factor in ((x0.grad, SCHEDULE.alpha), (noise.grad, SCHEDULE.sigma)):
+        assert torch.equal(gradient, torch.tensor(factor[[0, 20]], dtype=torch.float32)[:, None].expand(2, 3))
+
+
+def test_gradcheck():
+    """Finite differences in float64, with noise that is drawn and that is given."""
+    x0, noise = torch.randn(2, 2, 3, dtype=torch.float64).unbind()
+    x0.requires_grad_(), noise.requires_grad_()
+    assert torch.autograd.gradcheck(lambda x0: fd.q_sample(x0, [3, 20], SCHEDULE), (x0,))
+    assert torch.autograd.gradcheck(lambda x0, noise: fd.q_sample(x0, [3, 20], SCHEDULE, noise=noise), (x0, noise))
+
+
+@each_backend
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("given", [False, True])
+def test_out_is_written(backend, dtype, given):
+    """`out` gets the bits that a new tensor would, is returned itself, and the noise with it."""
+    x0, noise = torch.randn(3, 5, 4, dtype=dtype), torch.randn(3, 5, 4) if given else None
+    out = torch.full_like(x0, torch.nan)
+    options = {"seed": 9, "noise": noise, "return_noise": True, "backend": backend}
+    x_t, eps = fd.q_sample(x0, [1, 2, 3], SCHEDULE, out=out, **options)
+    assert x_t is out
+    for got, wanted in zip((out, eps), fd.q_sample(x0, [1, 2, 3], SCHEDULE, **options), strict=True):
+        assert torch.equal(got, wanted)
+    out.fill_(torch.nan)
+    fd.q_sample(x0, [1, 2, 3], SCHEDULE, 9, noise=noise, out=out, backend=backend)
+    assert torch.equal(out, x_t)
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        (torch.zeros(2, 5), "out must have shape and dtype of x0"),
+        (torch.zeros(2, 4).half(), "out must have shape and dtype of x0"),
+        (torch.zeros(2, 4).requires_grad_(), "no gradient through `out`"),
+    ],
+)
+def test_bad_out(out, message):
+    """What x_t would not fit, or what would lose a gradient, is refused."""
+    with pytest.raises(fd.InputError, match=message):
+        fd.q_sample(torch.zeros(2, 4), 0, SCHEDULE, out=out)
+
+
+def test_out_without_gradient_mode():
+    """Under no_grad, `out` takes x_t of a tensor that wants a gradient elsewhere."""
+    x0 = torch.randn(2, 4, requires_grad=True)
+    with pytest.raises(fd.InputError, match="no gradient through `out`"):
+        fd.q_sample(x0, 0, SCHEDULE, out=torch.empty(2, 4))
+    with torch.no_grad():
+        assert torch.equal(fd.q_sample(x0, 0, SCHEDULE, out=torch.empty(2, 4)), fd.q_sample(x0, 0, SCHEDULE))
+
+
+def test_backends_agree_to_the_bit():
+    """0 differing bits between the backends, for every dtype."""
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        x0 = torch.randn(3, 5, 7, dtype=dtype)
+        first, *others = (fd.q_sample(x0, [0, 20, 49], SCHEDULE, seed=[1, 2, 3], backend=name) for name in BACKENDS)
+        assert all(torch.equal(first, other) for other in others)
 
 
 @pytest.mark.parametrize("t", [-1, 50, [0, 50], [0], [[0, 1]], torch.tensor([0.0, 1.0]), torch.tensor([True, False])])

@@ -13,6 +13,8 @@ from scipy import stats
 
 import fastdiff as fd
 from fastdiff.noise import MAX_DRAW, MAX_SAMPLE, MAX_SEED, STREAMS
+from tests.backends import each_backend
+from tests.rounding import F, fma
 
 # Known answers, made from docs/noise.md by an implementation other than this one.
 TRUTH = json.loads((Path(__file__).parent / "truth" / "noise.json").read_text())["cases"]
@@ -24,23 +26,24 @@ def bits(z: torch.Tensor) -> np.ndarray:
     return z.numpy().view(np.uint32)
 
 
-def draw(case: dict, n: int) -> torch.Tensor:
-    return fd.noise.normal(
-        (1, n), seed=int(case["seed"]), index=[int(case["sample"])], step=case["draw"], stream=case["stream"]
-    )
+def draw(case: dict, n: int, backend: str) -> torch.Tensor:
+    where = {"seed": int(case["seed"]), "index": [int(case["sample"])], "step": case["draw"], "stream": case["stream"]}
+    return fd.noise.normal((1, n), **where, backend=backend)
 
 
+@each_backend
 @pytest.mark.parametrize("case", LISTED, ids=lambda case: f"{case['stream']}-{case['seed']}-{case['sample']}")
-def test_known_answers(case):
+def test_known_answers(case, backend):
     """The first normals of a sample have the published bits."""
     expected = [int(word, 16) for word in case["bits"]]
-    assert bits(draw(case, len(expected)))[0].tolist() == expected
+    assert bits(draw(case, len(expected), backend))[0].tolist() == expected
 
 
+@each_backend
 @pytest.mark.parametrize("case", SUMMED, ids=lambda case: f"{case['n']}")
-def test_known_sum(case):
+def test_known_sum(case, backend):
     """A million normals have the published sum of bits, mean and variance."""
-    z = draw(case, case["n"])
+    z = draw(case, case["n"], backend)
     assert int(bits(z).astype(np.uint64).sum()) == int(case["sum_of_bits_mod_2_64"])
     # The published moments were summed in float64 too; 1e-9 allows another order of summation.
     assert z.double().mean().item() == pytest.approx(case["mean"], abs=1e-9)
@@ -49,27 +52,16 @@ def test_known_sum(case):
 
 # --- a second implementation, one number at a time, from the page ----------------------------------------------------
 
-F = np.float32
 L = [-2.0, 0.9999997615814209, -0.6666837334632874, 0.5000414848327637, -0.39913666248321533]
 L += [0.33124786615371704, -0.2990453541278839, 0.2873367965221405, -0.1744469851255417]
 S = [0.7853981852531433, -0.08074543625116348, 0.00249000103212893, -3.5950448364019394e-05]
 C = [0.9999999403953552, -0.308424174785614, 0.015849683433771133, -0.0003187278052791953]
 
 
-def fma(a, b, c) -> np.float32:
-    """One rounding, by exact rational arithmetic: the nearest float32, ties to the even one."""
-    from fractions import Fraction
-
-    exact = Fraction(float(a)) * Fraction(float(b)) + Fraction(float(F(c)))
-    guess = F(float(exact))
-    around = [np.nextafter(guess, F(-np.inf)), guess, np.nextafter(guess, F(np.inf))]
-    return min(around, key=lambda x: (abs(Fraction(float(x)) - exact), int(x.view(np.uint32)) & 1))
-
-
 def polynomial(coefficients, x):
     p = F(coefficients[-1])
     for coefficient in coefficients[-2::-1]:
-        p = fma(p, x, F(coefficient))
+        p = fma(p, x, coefficient)
     return p
 
 
@@ -87,7 +79,7 @@ def slow_pair(a, b):
     raw = int(u.view(np.uint32))
     e = (raw - 0x3F3504F3) >> 23
     f = np.uint32(raw - (e << 23)).view(F) - F(1)
-    inside = fma(F(e - 31), F(-1.3862943611198906), polynomial(L, f) * f)
+    inside = fma(e - 31, -1.3862943611198906, polynomial(L, f) * f)
     r = F(math.sqrt(float(inside)))
     t = F(b - 2**32 if b >= 2**31 else b) * F(2.0**-31)
     t2 = t * t
@@ -111,6 +103,7 @@ def test_philox_of_zero():
     assert slow_philox((0, 0, 0, 0), (0, 0)) == [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]
 
 
+@each_backend
 @settings(deadline=None, max_examples=60)
 @given(
     n=st.integers(1, 21),
@@ -119,28 +112,31 @@ def test_philox_of_zero():
     step=st.integers(0, MAX_DRAW),
     stream=st.sampled_from(sorted(STREAMS)),
 )
-def test_equals_the_slow_version(n, seed, sample, step, stream):
+def test_equals_the_slow_version(backend, n, seed, sample, step, stream):
     """0 differing bits against exact rational arithmetic, for any seed, sample, draw and stream."""
-    z = fd.noise.normal((1, n), seed=seed, index=[sample], step=step, stream=stream)
+    z = fd.noise.normal((1, n), seed=seed, index=[sample], step=step, stream=stream, backend=backend)
     assert (bits(z)[0] == slow_normal(n, seed, sample, step, stream).view(np.uint32)).all()
 
 
 # --- what follows from being a function ------------------------------------------------------------------------------
 
 
-def test_a_batch_is_its_samples():
+@each_backend
+def test_a_batch_is_its_samples(backend):
     """A sample's noise does not depend on the batch it is drawn in, nor on the image's shape."""
-    whole = fd.noise.normal((5, 3, 4, 5), seed=[3, 3, 9, 9, 3], index=[0, 7, 0, 7, 2**40], step=[0, 1, 2, 3, 4])
-    for b, (seed, index, step) in enumerate([(3, 0, 0), (3, 7, 1), (9, 0, 2), (9, 7, 3), (3, 2**40, 4)]):
-        alone = fd.noise.normal((1, 60), seed=seed, index=[index], step=step)
+    seeds, indices = [3, 3, 9, 9, 3], [0, 7, 0, 7, 2**40]
+    whole = fd.noise.normal((5, 3, 4, 5), seeds, indices, step=[0, 1, 2, 3, 4], backend=backend)
+    for b, (seed, index, step) in enumerate(zip(seeds, indices, range(5), strict=True)):
+        alone = fd.noise.normal((1, 60), seed=seed, index=[index], step=step, backend=backend)
         assert torch.equal(whole[b].flatten(), alone[0])
 
 
-def test_a_prefix_is_a_prefix():
+@each_backend
+def test_a_prefix_is_a_prefix(backend):
     """Odd sizes cut the last quad and change nothing before it."""
-    longest = fd.noise.normal((2, 64), seed=1)
+    longest = fd.noise.normal((2, 64), seed=1, backend=backend)
     for n in (0, 1, 2, 3, 5, 63):
-        assert torch.equal(fd.noise.normal((2, n), seed=1), longest[:, :n])
+        assert torch.equal(fd.noise.normal((2, n), seed=1, backend=backend), longest[:, :n])
 
 
 def test_every_coordinate_matters():

@@ -115,6 +115,14 @@ def test_what_a_plan_needs(column: str, anchor: bool, noise: bool, variance: boo
     assert (plan.has_anchor, plan.draws_noise, plan.learns_variance) == (anchor, noise, variance)
 
 
+@pytest.mark.parametrize("stores", ["x0", "eps"])
+def test_layout(stores: str) -> None:
+    """Bit k is set for the k-th name of `NEUTRAL`, whatever the order given; the bit behind them is for eps."""
+    plan = Plan.build("p", [2.0, 1.0], {"slot": [0.0, 1.0], "px": 1.0, "scale_in": 2.0}, stores=stores)
+    assert plan.layout == 0b11 | 1 << 26 | (stores == "eps") << 27
+    assert Plan.build("p", [1.0], {}).layout == 0
+
+
 def test_arrays_are_read_only_copies() -> None:
     """Nothing can change a plan."""
     t, px = np.array([1.0]), np.array([2.0])

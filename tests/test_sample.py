@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import fastdiff as fd
+from tests.backends import BACKENDS, each_backend
 
 SCHEDULE = fd.schedules.linear(100)
 SHAPE = (4, 2, 3, 3)
@@ -67,6 +68,67 @@ def test_guidance_is_the_combination():
     assert torch.equal(guided[1], fd.sample(model, plan(), SHAPE, cond=cond)[1])
     twice = fd.sample(model, plan(), SHAPE, cond=cond, uncond=uncond, guidance=2.5)
     assert torch.equal(twice[2], guided[2])
+
+
+def test_guidance_rescale_scales_the_guided_output():
+    """phi mixes the guided output with itself at the spread of the conditional one (Lin et al. 2024, eq. 15, 16)."""
+    cond, uncond = labels(1, 2, 3, 4), labels(9, 9, 9, 9)
+
+    def rescaled(x, t):
+        c, u = model(x, t, **cond), model(x, t, **uncond)
+        guided = u + 3.0 * (c - u)
+        ratio = c.std(dim=(1, 2, 3), keepdim=True) / guided.std(dim=(1, 2, 3), keepdim=True)
+        return 0.7 * ratio * guided + 0.3 * guided
+
+    guidance = {"cond": cond, "uncond": uncond, "guidance": 3.0, "dtype": torch.float64}
+    got = fd.sample(model, plan(), SHAPE, **guidance, guidance_rescale=0.7)
+    # Six rows of float64 arithmetic.
+    torch.testing.assert_close(got, fd.sample(rescaled, plan(), SHAPE, dtype=torch.float64), rtol=1e-11, atol=1e-11)
+    plain = fd.sample(model, plan(), SHAPE, **guidance)
+    assert torch.equal(fd.sample(model, plan(), SHAPE, **guidance, guidance_rescale=0.0), plain)
+    assert (got - plain).abs().max() > 1e-2
+
+
+@each_backend
+def test_guidance_rescale_leaves_a_constant_output(backend):
+    """Where the guided output has no spread (a network that starts at zero), there is nothing to rescale."""
+    guidance = {"cond": {}, "uncond": {}, "guidance": 3.0, "backend": backend}
+
+    def network(x, t):
+        return torch.zeros_like(x)
+
+    rescaled = fd.sample(network, plan(), SHAPE, **guidance, guidance_rescale=0.7)
+    assert torch.equal(rescaled, fd.sample(network, plan(), SHAPE, **guidance))
+
+
+@each_backend
+def test_dynamic_threshold_scales_back_what_exceeds_it(backend):
+    """x0 is cut at its quantile and scaled to the clip; a sample below the clip stays (Saharia et al. 2022, 2.3)."""
+    lands = fd.Plan.build("lands", [0.0], {"po": 1.0, "clip": 1.0, "c0": 1.0})
+    outs = torch.randn(SHAPE) * torch.tensor([4.0, 1.0, 0.1, 2.0]).view(4, 1, 1, 1)
+    got = fd.sample(lambda x, t: outs, lands, SHAPE, dynamic_threshold=0.8, backend=backend)
+    s = outs.double().abs().flatten(1).quantile(0.8, dim=1).clamp(min=1.0).view(4, 1, 1, 1)
+    assert s[0] > 1 and s[2] == 1
+    # The quantile's interpolation and the division round a few times, by 6e-8.
+    torch.testing.assert_close(got.double(), outs.double().clamp(-s, s) / s, rtol=5e-7, atol=0)
+    clipped = fd.sample(lambda x, t: outs, lands, SHAPE, backend=backend)
+    assert torch.equal(clipped, outs.clamp(-1, 1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_backends_agree_to_the_bit(dtype):
+    """The same pictures from every backend: guided, noisy, clipped; and from a network that learned its variance."""
+
+    def with_variance(x, t):
+        return torch.cat([model(x, t), torch.sin(3 * x)], dim=1)
+
+    guided = {"cond": labels(1, 2, 3, 4), "uncond": labels(0, 0, 0, 0), "guidance": torch.tensor([0.0, 1.0, 2.5, 7.0])}
+    learned = fd.samplers.ddpm(SCHEDULE, steps=5, variance="learned_range")
+    for network, steps, options in ((model, plan(), guided), (with_variance, learned, {})):
+        first, *others = (
+            fd.sample(network, steps, SHAPE, seed=8, dtype=dtype, backend=name, **options) for name in BACKENDS
+        )
+        assert all(torch.equal(first, other) for other in others)
 
 
 def test_guidance_one_skips_the_unconditional_branch():
@@ -227,13 +289,26 @@ def test_refuses_a_bad_start():
         ({"cond": labels(1, 2, 3, 4), "guidance": 2.0}, "guidance needs `uncond`"),
         ({"cond": labels(1, 2, 3, 4), "uncond": {}, "guidance": 2.0}, "must have the same names"),
         ({"guidance": torch.ones(3)}, "guidance must be a number or have shape"),
+        ({"guidance_rescale": 0.7}, "give a guidance other than 1"),
+        ({"guidance_rescale": 1.5}, "guidance_rescale must be in 0..1"),
+        ({"dynamic_threshold": 99.5}, "dynamic_threshold must be a quantile in 0..1"),
+        ({"dynamic_threshold": 0.9, "plan": plan(clip=None)}, "scales x0 back to the plan's clip"),
+        ({"model": lambda x, t: x.double()}, "the model returned torch.float64"),
+        ({"model": lambda x, t: x.long()}, "the model returned torch.int64"),
         ({"backend": "cuad"}, "did you mean 'cuda'"),
     ],
 )
 def test_bad_input(arguments, message):
     """What does not match is refused with a line that names it."""
     with pytest.raises(fd.InputError, match=message):
-        fd.sample(model, plan(), SHAPE, **arguments)
+        fd.sample(**{"model": model, "plan": plan(), "shape": SHAPE, **arguments})
+
+
+@each_backend
+def test_no_samples(backend):
+    """A batch of none is sampled without complaint, corrections and all."""
+    options = {"guidance": 2.0, "uncond": {}, "guidance_rescale": 0.5, "dynamic_threshold": 0.9, "backend": backend}
+    assert fd.sample(model, plan(), (0, 2, 3, 3), **options).shape == (0, 2, 3, 3)
 
 
 @pytest.mark.parametrize("shape", [(), (4,), (4, -1)])

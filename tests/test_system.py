@@ -46,7 +46,9 @@ def test_info_prints_everything_it_holds(capsys: pytest.CaptureFixture[str]) -> 
     for name, version in info.versions.items():
         assert f"  {name:<18}{version or 'not installed'}" in lines
     for name, reason in info.backends.items():
-        assert f"  {name:<18}{reason or 'available'}" in lines
+        available = f"available ({info.instruction_set})" if name == "cpu" else "available"
+        assert f"  {name:<18}{reason or available}" in lines
+    assert (info.instruction_set is None) == (info.backends["cpu"] is not None)
     for device in info.devices:
         assert f"  {device}" in lines
     assert info.devices[0].startswith("cpu")

@@ -28,6 +28,7 @@ struct Uses {
   FASTDIFF_INLINE bool draws_noise() const { return has(CZ) || has(DZ); }
   FASTDIFF_INLINE bool writes_anchor() const { return has(ANCHORED) && any(DX, DZ); }
   void add(int column, bool used = true) { bits |= uint64_t{used} << column; }
+  void remove(int column) { bits &= ~(uint64_t{1} << column); }
 };
 
 // The coefficients of one sample: its row of the table, and its own numbers.

@@ -41,13 +41,14 @@ FASTDIFF_INLINE F exponential(F a) {
   const F n = shifted - kShift;
   const F r = fma(n, splat<F>(2.1219444170128554e-4f), fma(n, splat<F>(-0.693359375f), a));
   const F p = fma(polynomial(kExp, r), r * r, r) + 1.0f;
-  return from_bits(bits(p) + ((bits(shifted) - bits(kShift)) << 23));
+  const F two_to_the_n = from_bits((bits(shifted) - bits(kShift) + 127u) << 23);
+  return p * two_to_the_n;
 }
 
 template <class F, class Uses, class IO>
 FASTDIFF_INLINE F guided(const Uses& uses, const Row& row, IO& io) {
   F out = io.out();
-  if (uses.has(GUIDED)) {
+  if (uses.has(GUIDED) && row.w != 1.0f) {
     const F uncond = io.uncond();
     out = fma(splat<F>(row.w), out - uncond, uncond);
   }
@@ -103,7 +104,7 @@ FASTDIFF_INLINE void step(const Uses& uses, const Row& row, IO& io) {
 
   const F z = uses.draws_noise() ? io.z() : splat<F>(0.0f);
   F spread = z;
-  if (uses.has(CV) && uses.has(CZ)) spread = exponential(row.c[CV] * io.variance()) * z;
+  if (uses.has(CV)) spread = exponential(row.c[CV] * io.variance()) * z;
 
   F x_next = splat<F>(0.0f);
   if (uses.any(CX, CZ)) x_next = next_state<CX>(uses, row, io, x, x0, eps, spread);

@@ -91,12 +91,13 @@ FASTDIFF_INLINE void for_each_block(Range range, const Visit& visit) {
   }
 }
 
-// At least the normals of the place; z has room for a whole block.
+// The normals of the place, and numbers up to the end of the block, for which z has room.
 FASTDIFF_INLINE void draw_here(const NoiseKey& key, Place place, float* z) {
   constexpr int kLeast = 4 * kQuads;
   const uint32_t quad = static_cast<uint32_t>(place.begin / 4);
   const int end = (place.count + kLeast - 1) / kLeast * kLeast;
   draw_normals<1>(key, quad, draw_normals<kChains>(key, quad, 0, end, z), end, z);
+  std::memset(z + end, 0, (kBlock - end) * sizeof(float));
 }
 
 // The same as a call, because the code is long.

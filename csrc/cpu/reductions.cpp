@@ -77,7 +77,8 @@ Tensor guidance_rescale(const Tensor& out, const Tensor& uncond, const Tensor& w
       c.add(conditional[part]);
       g.add(guided[part]);
     }
-    to[b] = static_cast<float>(phi * std::sqrt(c.squares / g.squares) + (1.0 - phi));
+    const double ratio = g.squares == 0.0 ? 1.0 : std::sqrt(c.squares / g.squares);
+    to[b] = static_cast<float>(phi * ratio + (1.0 - phi));
   }
   return factor;
 }

@@ -141,6 +141,7 @@ void step(const Tensor& x, const Tensor& out, const Tensor& table, int64_t layou
   StepTensors& tensors = call.tensors;
   const Uses& uses = tensors.uses;
   tensors.x = state("x", x, call.shape, Access::write, call.pool);
+  if (!uses.has(CZ)) tensors.uses.remove(CV);
   check(variance || !uses.has(CV), "the table has the column cv, which needs variance");
   if (uses.has(CV)) tensors.variance = image("variance", *variance, call.shape, Access::read, call.pool);
   add_anchor(call, y);

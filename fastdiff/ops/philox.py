@@ -1,13 +1,17 @@
 """Philox4x32-10 and the exact Box-Muller normals in plain torch: the specification of every backend's noise.
 
-Slow on purpose: each step is the one that docs/noise.md names, in integer and float64 arithmetic that rounds exactly
-as float32 hardware does.
+Slow on purpose: each step is the one that docs/noise.md names, in integers and in the exact float32 of `exact`.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+
+from fastdiff.ops.exact import fma, polynomial, sqrt
 
 STREAMS = {"init": 0, "step": 1, "q_sample": 2, "train": 3, "extra": 4}
 MASK32 = 0xFFFFFFFF
@@ -34,6 +38,20 @@ SQRT_HALF_BITS = 0x3F3504F3
 Words = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
+def normal(shape: Sequence[int], key: Tensor, draw: Tensor, stream: int) -> Tensor:
+    """Standard normals, float32 of shape (B, ...).
+
+    key: int64 [2, B], the seeds' bits and the global sample indices; draw: int64 [B]; stream: a number of `STREAMS`.
+    """
+    size = math.prod(shape[1:])
+    quad = torch.arange((size + 3) // 4, device=key.device)
+    seed, sample, draw = key[0, :, None], key[1, :, None], draw[:, None]
+    counter = (quad, draw & MASK32, sample & MASK32, stream << 24 | (sample >> 32 & 0xFFFFFF))
+    o0, o1, o2, o3 = philox(counter, (seed & MASK32, seed >> 32 & MASK32))
+    quads = torch.stack([*normal_pair(o0, o1), *normal_pair(o2, o3)], dim=-1)
+    return quads.flatten(1)[:, :size].reshape(tuple(shape)).contiguous()
+
+
 def philox(counter: Words, key: tuple[Tensor, Tensor]) -> Words:
     """Philox4x32-10 (Salmon et al. 2011) on int64 tensors that hold unsigned 32-bit words and broadcast together."""
     c0, c1, c2, c3 = counter
@@ -57,13 +75,13 @@ def normal_pair(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     bits = u.view(torch.int32)
     exponent = bits - SQRT_HALF_BITS >> 23
     f = (bits - (exponent << 23)).view(torch.float32) - 1
-    log_term = _polynomial(LOG, f) * f
-    radius = _sqrt(_fma((exponent - 31).to(torch.float32), MINUS_2_LOG_2, log_term))
+    log_term = polynomial(LOG, f) * f
+    radius = sqrt(fma((exponent - 31).to(torch.float32), MINUS_2_LOG_2, log_term))
 
     t = _signed(b).to(torch.float32) * 2.0**-31
     t2 = t * t
-    s = _polynomial(SIN, t2) * t
-    c = _polynomial(COS, t2)
+    s = polynomial(SIN, t2) * t
+    c = polynomial(COS, t2)
     c = torch.where(b & 2 != 0, -c, c)
     swap = b & 1 != 0
     return radius * torch.where(swap, s, c), radius * torch.where(swap, c, s)
@@ -71,32 +89,3 @@ def normal_pair(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 def _signed(word: Tensor) -> Tensor:
     return torch.where(word > MASK32 >> 1, word - (MASK32 + 1), word)
-
-
-def _polynomial(coefficients: tuple[float, ...], x: Tensor) -> Tensor:
-    p = torch.full_like(x, coefficients[-1])
-    for coefficient in reversed(coefficients[:-1]):
-        p = _fma(p, x, coefficient)
-    return p
-
-
-def _fma(a: Tensor, b: Tensor | float, c: Tensor | float) -> Tensor:
-    """float32 a b + c rounded once.
-
-    The product is exact in float64; the sum is rounded there to odd, so that the second rounding, to float32, is the
-    only one that counts (Boldo & Melquiond 2008).
-    """
-    product = a.double() * (b.double() if isinstance(b, Tensor) else b)
-    addend = c.double() if isinstance(c, Tensor) else torch.full_like(product, c)
-    total = product + addend
-    recovered = total - product
-    error = (product - (total - recovered)) + (addend - recovered)
-    bits = total.view(torch.int64)
-    away_from_zero = (error > 0) == (total > 0)
-    odd = torch.where(away_from_zero, bits + 1, bits - 1)
-    return torch.where((error != 0) & (bits & 1 == 0), odd, bits).view(torch.float64).to(torch.float32)
-
-
-def _sqrt(x: Tensor) -> Tensor:
-    # A float32 square root may be 1 ulp off in torch; float64's rounds to the right float32.
-    return x.double().sqrt().to(torch.float32)

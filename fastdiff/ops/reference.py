@@ -1,154 +1,304 @@
 """The `eager` backend: every op in plain torch. It is the specification that the kernels are tested against.
 
-A backend is a module with these three functions.
+The operations stand in the order of docs/step.md, so that a float32 state has the bits of every other backend. A
+backend is a namespace of the public functions here. Image tensors are [B, ...] of one shape, and of any float dtype
+unless one is named; row, draw and level are int64 [B]; key is int64 [2, B], the seeds' bits and the global sample
+indices; stream is a number of `philox.STREAMS`; w, scale and threshold are floats [B].
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from fastdiff.errors import InputError
-from fastdiff.ops.philox import MASK32, STREAMS, normal_pair, philox
-from fastdiff.plan import HISTORY_SLOTS
+from fastdiff.ops.exact import clip, exp, fma
+from fastdiff.ops.philox import STREAMS, normal
+from fastdiff.plan import HISTORY_SLOTS, NEUTRAL
 
-
-class NoiseKey(NamedTuple):
-    """Whose noise to draw: per sample the seed's bits and the global sample index, each int64 [B]."""
-
-    seed: Tensor
-    sample: Tensor
-
-
-def normal(shape: Sequence[int], seed: Tensor, sample: Tensor, draw: Tensor, stream: int) -> Tensor:
-    """Standard normals, float32 of shape (B, ...), from seed, sample and draw (int64 [B]) and a stream number."""
-    size = math.prod(shape[1:])
-    quad = torch.arange((size + 3) // 4, device=seed.device)
-    seed, sample, draw = seed[:, None], sample[:, None], draw[:, None]
-    counter = (quad, draw & MASK32, sample & MASK32, stream << 24 | (sample >> 32 & 0xFFFFFF))
-    o0, o1, o2, o3 = philox(counter, (seed & MASK32, seed >> 32 & MASK32))
-    quads = torch.stack([*normal_pair(o0, o1), *normal_pair(o2, o3)], dim=-1)
-    return quads.flatten(1)[:, :size].reshape(tuple(shape))
-
-
-def q_sample(x0: Tensor, level: Tensor, table: Tensor, noise: Tensor) -> Tensor:
-    """`alpha x0 + sigma noise` in the dtype of x0; level: int64 [B] rows of table [T, 2], columns alpha and sigma."""
-    alpha, sigma = _per_sample(table[level], x0.ndim)
-    return (alpha * x0.to(table.dtype) + sigma * noise).to(x0.dtype)
+Coefficients = Mapping[str, Tensor]
 
 
 def step(
     x: Tensor,
     out: Tensor,
     table: Tensor,
-    columns: Sequence[str],
+    layout: int,
     row: Tensor,
-    *,
     uncond: Tensor | None = None,
     w: Tensor | None = None,
+    key: Tensor | None = None,
+    model_input: Tensor | None = None,
+    first_bad: Tensor | None = None,
     variance: Tensor | None = None,
+    scale: Tensor | None = None,
+    threshold: Tensor | None = None,
     y: Tensor | None = None,
     history: Tensor | None = None,
-    stores: str = "x0",
-    key: NoiseKey | None = None,
     z: Tensor | None = None,
-    model_input: Tensor | None = None,
     x0_out: Tensor | None = None,
-    first_bad: Tensor | None = None,
 ) -> None:
-    """Carry out one row of a plan per sample, in place (the equations of `fastdiff.plan`).
+    """Carry out one row of a plan per sample, in place.
 
     Args:
-        x: state [B, ...], float32 or float64; overwritten with x'.
-        out: network output [B, ...], any float dtype; the conditional one if `uncond` is given.
-        table, columns: a plan's table, [rows, columns] in the dtype of x, and its columns' names.
-        row: int64 [B], the row of each sample.
-        uncond, w: unconditional output [B, ...] and guidance scale [B] in the dtype of x.
-        variance: learned variance v [B, ...], for a plan with the column cv.
-        y: anchor state [B, ...], overwritten with y'.
-        history: [slots, B, ...] in the dtype of x; `stores` says whether it keeps x0 or eps.
-        key, z: where noise comes from: drawn by `normal` (stream "step", draw = row), or given [B, ...].
-        model_input: overwritten with the next row's `scale_in x'` in its own dtype, [B, ...].
-        x0_out: overwritten with x0, [B, ...].
-        first_bad: int64 [B], lowered to 2 row if `out` is not finite, to 2 row + 1 if x' is not.
+        x: state, float32 or float64; overwritten with x'.
+        out: network output; the conditional one if `uncond` is given.
+        table, layout: a plan's table, [rows, columns] in the dtype of x, and its `Plan.layout`.
+        row: the row of each sample.
+        uncond, w: unconditional output and guidance scale.
+        key: whose noise to draw (stream "step", draw = row) where the plan uses noise and z is not given.
+        model_input: [k B, ...]; overwritten k times over with the next row's `scale_in x'`.
+        first_bad: int64 [B]; lowered to 2 row if `out` is not finite, to 2 row + 1 if x' is not.
+        variance: learned variance v, for a plan with the column cv.
+        scale: factor of the guided output; see `guidance_rescale`.
+        threshold: bound of x0 from which it is scaled back to the column clip; see the op `threshold`.
+        y: anchor state in the dtype of x; overwritten with y'.
+        history: [slots, B, ...] in the dtype of x.
+        z: noise to use instead.
+        x0_out: overwritten with x0.
 
     Raises:
-        InputError: a column is in use and the tensor that it needs was not given.
+        InputError: shapes differ, a row is not in the table, or a column is in use whose tensor was not given.
     """
-    coefficient = dict(zip(columns, _per_sample(table[row], x.ndim), strict=True))
-    out = out.to(x.dtype)
-    if uncond is not None and w is not None:
-        out = torch.lerp(uncond.to(x.dtype), out, _broadcast(w, x.ndim))
+    slots = [] if history is None else list(history)
+    _check_shapes(x, out=out, uncond=uncond, variance=variance, y=y, z=z, x0_out=x0_out)
+    _check_shapes(x, **{f"history[{k}]": slot for k, slot in enumerate(slots)})
+    c = _coefficients(table, layout, row, x)
+    out = _guided(out.to(x.dtype), uncond, w, scale)
+    x0 = _clip_x0(_linear(c, {"px": x, "po": out}, like=x), c, threshold)
+    eps = _linear(c, {"ex": x, "eo": out, "e0": x0}, like=x)
 
-    x0 = _linear(coefficient, {"px": x, "po": out}, like=x)
-    if "clip" in coefficient:
-        x0 = x0.clamp(-coefficient["clip"], coefficient["clip"])
-    eps = _linear(coefficient, {"ex": x, "eo": out, "e0": x0}, like=x)
-
-    if z is None and key is not None and ("cz" in coefficient or "dz" in coefficient):
-        z = normal(x.shape, key.seed, key.sample, row, STREAMS["step"])
+    if z is None and key is not None and ("cz" in c or "dz" in c):
+        z = normal(x.shape, key, row, STREAMS["step"])
+    z = None if z is None else z.to(x.dtype)
     spread = z
-    if z is not None and "cv" in coefficient:
-        spread = torch.exp(_linear(coefficient, {"cv": variance}, like=x)) * z
+    if z is not None and "cz" in c and "cv" in c:
+        spread = exp(_linear(c, {"cv": variance}, like=x)) * z
 
-    sources = {"x": x, "y": y, "0": x0, "e": eps, **_slots(history)}
-    x_next = _linear(coefficient, {"c" + name: value for name, value in {**sources, "z": spread}.items()}, like=x)
-    if y is None and any(name.startswith("d") for name in coefficient):
-        raise InputError("the plan writes the anchor state, and y was not given")
-    if y is not None:
-        anchor = {"dy": x.new_ones(()), **coefficient}
-        y.copy_(_linear(anchor, {"d" + name: value for name, value in {**sources, "z": z}.items()}, like=x))
-    if history is not None and "slot" in coefficient:
-        _store(history, coefficient["slot"], x0 if stores == "x0" else eps)
+    sources = {"x": x, "y": y, "0": x0, "e": eps, **{f"h{k}": _get(slots, k) for k in range(HISTORY_SLOTS)}}
+    x_next = _linear(c, _terms("c", {**sources, "z": spread}), like=x)
+    if any(name.startswith("d") for name in c):
+        if y is None:
+            raise InputError("the plan writes the anchor state, and y was not given")
+        y.copy_(_linear({"dy": x.new_ones(()), **c}, _terms("d", {**sources, "z": z}), like=x))
+    if "slot" in c:
+        _store(slots, c["slot"], eps if layout >> len(NEUTRAL) & 1 else x0)
 
     x.copy_(x_next)
     if x0_out is not None:
         x0_out.copy_(x0)
     if model_input is not None:
-        following = table[(row + 1).clamp(max=len(table) - 1)]
-        scaled = x * _broadcast(following[:, columns.index("scale_in")], x.ndim) if "scale_in" in columns else x
-        model_input.copy_(scaled)
+        _write_model_input(model_input, x, table, layout, row)
     if first_bad is not None:
         _note_bad(first_bad, out, 2 * row)
         _note_bad(first_bad, x, 2 * row + 1)
 
 
-def _per_sample(values: Tensor, ndim: int) -> list[Tensor]:
-    """Split [B, columns] into one [B, 1, ..., 1] for each column."""
-    return [_broadcast(value, ndim) for value in values.unbind(1)]
+def normal_(z: Tensor, key: Tensor, draw: Tensor, stream: int) -> None:
+    """Overwrite z with standard normals (docs/noise.md), rounded to its dtype."""
+    z.copy_(normal(z.shape, key, draw, stream))
 
 
-def _broadcast(value: Tensor, ndim: int) -> Tensor:
-    return value.reshape(-1, *[1] * (ndim - 1))
+def q_sample(
+    x0: Tensor,
+    level: Tensor,
+    table: Tensor,
+    key: Tensor | None,
+    draw: Tensor | None,
+    stream: int,
+    noise: Tensor | None,
+    return_noise: bool,
+) -> tuple[Tensor, Tensor]:
+    """Return `alpha x0 + sigma eps` in the dtype of x0, and the drawn eps, float32 (empty unless `return_noise`).
+
+    Args:
+        x0: clean data.
+        level: the row of each sample.
+        table: [levels, 2], alpha and sigma; in float64 for a float64 x0, else in float32.
+        key, draw, stream: whose noise to draw, where `noise` is not given.
+        noise: eps to use instead.
+        return_noise: whether to return the noise that was drawn.
+
+    Raises:
+        InputError: shapes differ, a level is not in the table, or there is neither key nor noise.
+    """
+    if noise is None:
+        if key is None or draw is None:
+            raise InputError("q_sample needs noise, or key and draw to draw it")
+        eps = normal(x0.shape, key, draw, stream)
+    else:
+        _check_shapes(x0, noise=noise)
+        eps = noise
+    alpha, sigma = (_broadcast(value, x0) for value in _rows(table, level, len(x0)).unbind(1))
+    x_t = fma(sigma, eps.to(table.dtype), alpha * x0.to(table.dtype)).to(x0.dtype)
+    return x_t, eps if noise is None and return_noise else x0.new_empty(0, dtype=torch.float32)
 
 
-def _linear(coefficient: Mapping[str, Tensor], terms: Mapping[str, Tensor | None], like: Tensor) -> Tensor:
+def q_sample_out(
+    x0: Tensor,
+    level: Tensor,
+    table: Tensor,
+    key: Tensor | None,
+    draw: Tensor | None,
+    stream: int,
+    noise: Tensor | None,
+    x_t: Tensor,
+    drawn: Tensor | None,
+) -> None:
+    """Do what `q_sample` does into x_t, and into `drawn` (float32) where it is given."""
+    result, eps = q_sample(x0, level, table, key, draw, stream, noise, drawn is not None)
+    x_t.copy_(result)
+    if drawn is not None:
+        drawn.copy_(eps)
+
+
+def noise_loss(pred: Tensor, key: Tensor, draw: Tensor, stream: int) -> Tensor:
+    """Return the mean over the elements of `(pred - eps)^2` per sample, [B] in float32 (float64 for a float64 pred)."""
+    return _flat(_residual(pred, key, draw, stream).square()).mean(dim=1)
+
+
+def noise_loss_backward(grad: Tensor, pred: Tensor, key: Tensor, draw: Tensor, stream: int) -> Tensor:
+    """Return the gradient with respect to pred, in its dtype, from that with respect to the means, `grad` [B]."""
+    factor = grad * 2 / max(math.prod(pred.shape[1:]), 1)
+    return (_broadcast(factor, pred) * _residual(pred, key, draw, stream)).to(pred.dtype)
+
+
+def guidance_rescale(out: Tensor, uncond: Tensor, w: Tensor, phi: float) -> Tensor:
+    """Return `phi std(out) / std(u + w (out - u)) + 1 - phi` per sample, [B] in the dtype of w (Lin et al. 2024).
+
+    The ratio is 1 where its denominator is 0.
+    """
+    wide = out.to(torch.promote_types(out.dtype, w.dtype))
+    of_guided = _std(_guided(wide, uncond, w, None))
+    ratio = torch.where(of_guided == 0, 1.0, _std(wide) / of_guided)
+    return (phi * ratio + (1 - phi)).to(w.dtype)
+
+
+def threshold(
+    x: Tensor,
+    out: Tensor,
+    table: Tensor,
+    layout: int,
+    row: Tensor,
+    uncond: Tensor | None,
+    w: Tensor | None,
+    scale: Tensor | None,
+    quantile: float,
+) -> Tensor:
+    """Return the quantile of |x0| before clipping per sample, [B] in the dtype of x (Saharia et al. 2022, sec. 2.3).
+
+    Between two order statistics it is interpolated linearly. Raises InputError as `step` does.
+    """
+    _check_shapes(x, out=out, uncond=uncond)
+    c = _coefficients(table, layout, row, x)
+    x0 = _linear(c, {"px": x, "po": _guided(out.to(x.dtype), uncond, w, scale)}, like=x)
+    if math.prod(x.shape[1:]) == 0:
+        raise InputError("threshold needs samples with elements")
+    ordered = _flat(x0.abs()).sort(dim=1).values
+    position = quantile * (ordered.shape[1] - 1)
+    below, above = ordered[:, math.floor(position)], ordered[:, math.ceil(position)]
+    return below + (position - math.floor(position)) * (above - below)
+
+
+def _residual(pred: Tensor, key: Tensor, draw: Tensor, stream: int) -> Tensor:
+    return pred.to(torch.promote_types(pred.dtype, torch.float32)) - normal(pred.shape, key, draw, stream)
+
+
+def _guided(out: Tensor, uncond: Tensor | None, w: Tensor | None, scale: Tensor | None) -> Tensor:
+    if uncond is not None:
+        if w is None:
+            raise InputError("guidance needs w where uncond is given")
+        uncond, w = uncond.to(out.dtype), _broadcast(w.to(out.dtype), out)
+        out = torch.where(w == 1, out, fma(w, out - uncond, uncond))
+    return out if scale is None else _broadcast(scale.to(out.dtype), out) * out
+
+
+def _clip_x0(x0: Tensor, c: Coefficients, threshold: Tensor | None) -> Tensor:
+    if threshold is not None and "clip" not in c:
+        raise InputError("a threshold needs a plan with the column 'clip', to which it scales x0 back")
+    if "clip" not in c:
+        return x0
+    bound = c["clip"]
+    if threshold is None:
+        return clip(x0, -bound, bound)
+    limit = _broadcast(threshold.to(x0.dtype), x0)
+    limit = torch.where(limit > bound, limit, bound)
+    return clip(x0, -limit, limit) * torch.where(bound.isinf(), 1.0, bound / limit)
+
+
+def _linear(c: Coefficients, terms: Mapping[str, Tensor | None], like: Tensor) -> Tensor:
     """Sum coefficient times tensor over the terms whose column is in use; zeros if there is none."""
     total: Tensor | None = None
     for name, value in terms.items():
-        if name not in coefficient:
+        if name not in c:
             continue
         if value is None:
             raise InputError(f"the plan uses column {name!r}, and the tensor that it multiplies was not given")
-        factor = coefficient[name]
-        total = factor * value if total is None else torch.addcmul(total, factor, value)
+        total = c[name] * value if total is None else fma(c[name], value, total)
     return torch.zeros_like(like) if total is None else total
 
 
-def _slots(history: Tensor | None) -> dict[str, Tensor | None]:
-    filled = [] if history is None else list(history)
-    return {f"h{k}": filled[k] if k < len(filled) else None for k in range(HISTORY_SLOTS)}
+def _terms(prefix: str, sources: Mapping[str, Tensor | None]) -> dict[str, Tensor | None]:
+    return {prefix + name: value for name, value in sources.items()}
 
 
-def _store(history: Tensor, slot: Tensor, value: Tensor) -> None:
-    for k in range(len(history)):
-        history[k].copy_(torch.where(slot == k, value, history[k]))
+def _coefficients(table: Tensor, layout: int, row: Tensor, like: Tensor) -> dict[str, Tensor]:
+    """Return each column in use as one value per sample, [B, 1, ..., 1]."""
+    names = [name for k, name in enumerate(NEUTRAL) if layout >> k & 1]
+    values = _rows(table, row, len(like)).unbind(1)
+    return {name: _broadcast(value, like) for name, value in zip(names, values, strict=True)}
+
+
+def _rows(table: Tensor, row: Tensor, batch: int) -> Tensor:
+    if row.shape != (batch,):
+        raise InputError(f"there must be one row for each of {batch} samples, got shape {tuple(row.shape)}")
+    # Elsewhere the check would wait for the device.
+    if row.device.type == "cpu" and batch and not (0 <= int(row.min()) and int(row.max()) < len(table)):
+        raise InputError(f"rows must be in 0..{len(table) - 1}, the rows of the table")
+    return table[row]
+
+
+def _broadcast(value: Tensor, like: Tensor) -> Tensor:
+    return value.reshape(-1, *[1] * (like.ndim - 1))
+
+
+def _flat(value: Tensor) -> Tensor:
+    return value.reshape(len(value), math.prod(value.shape[1:]))
+
+
+def _std(value: Tensor) -> Tensor:
+    wide = _flat(value).double()
+    return (wide - wide.mean(dim=1, keepdim=True)).square().mean(dim=1).sqrt()
+
+
+def _get(slots: Sequence[Tensor], k: int) -> Tensor | None:
+    return slots[k] if k < len(slots) else None
+
+
+def _store(slots: Sequence[Tensor], slot: Tensor, value: Tensor) -> None:
+    if not slots:
+        raise InputError("the plan writes history, and history was not given")
+    for k, kept in enumerate(slots):
+        kept.copy_(torch.where(slot == k, value, kept))
+
+
+def _write_model_input(model_input: Tensor, x: Tensor, table: Tensor, layout: int, row: Tensor) -> None:
+    following = _coefficients(table, layout, (row + 1).clamp(max=len(table) - 1), x)
+    scaled = following["scale_in"] * x if "scale_in" in following else x
+    for branch in torch.split(model_input, len(x)):
+        _check_shapes(x, model_input=branch)
+        branch.copy_(scaled)
 
 
 def _note_bad(first_bad: Tensor, values: Tensor, code: Tensor) -> None:
-    finite = values.isfinite().flatten(1).all(dim=1)
+    finite = _flat(values.isfinite()).all(dim=1)
     first_bad.copy_(torch.where(finite, first_bad, torch.minimum(first_bad, code)))
+
+
+def _check_shapes(x: Tensor, **others: Tensor | None) -> None:
+    for name, value in others.items():
+        if value is not None and value.shape != x.shape:
+            raise InputError(f"{name} must have the shape of x, {tuple(x.shape)}, got {tuple(value.shape)}")

@@ -1,4 +1,6 @@
-"""The eager step against the equations of `fastdiff.plan`, written again in float64 NumPy."""
+"""The eager ops against the equations of `fastdiff.plan` in float64 NumPy and, to the bit, against docs/step.md."""
+
+import math
 
 import numpy as np
 import pytest
@@ -8,12 +10,18 @@ from hypothesis import strategies as st
 
 import fastdiff as fd
 from fastdiff.ops import reference
-from fastdiff.ops.reference import NoiseKey
+from fastdiff.ops.exact import exp
 from fastdiff.plan import HISTORY_SLOTS, NEUTRAL, Plan
+from tests import rounding
 
 # One float32 rounding is 6e-8; a row has at most 30 of them on numbers of size up to 30.
 FLOAT32 = {"rtol": 1e-5, "atol": 1e-4}
 ROWS = 3
+F = np.float32
+
+
+def table(plan, dtype=torch.float32):
+    return torch.from_numpy(plan.table.copy()).to(dtype)
 
 
 def numpy_step(plan, row, x, out, uncond, w, v, y, h, z):
@@ -75,15 +83,14 @@ def test_every_set_of_columns(plan, guided, seed, double):
     reference.step(
         x,
         out,
-        torch.from_numpy(plan.table.copy()).to(dtype),
-        plan.columns,
+        table(plan, dtype),
+        plan.layout,
         row,
         uncond=uncond if guided else None,
         w=w if guided else None,
         variance=v,
         y=y,
         history=h,
-        stores=plan.stores,
         z=z,
         model_input=model_input,
         x0_out=x0,
@@ -99,13 +106,67 @@ def test_every_set_of_columns(plan, guided, seed, double):
         np.testing.assert_allclose(model_input[b], plan.column("scale_in")[following] * x_next, **close)
 
 
+def spec_step(c, following, x, out, uncond, w, scale, threshold, v, y, h, z):
+    """docs/step.md for one element with every column in use, float32. Returns x', y', x0, eps and the next input."""
+    total = rounding.total
+    out = F(scale) * rounding.fma(w, F(out) - F(uncond), uncond)
+    s = max(threshold, c["clip"])
+    ratio = F(1) if c["clip"] == math.inf else F(c["clip"]) / F(s)
+    x0 = F(np.clip(total((c["px"], x), (c["po"], out)), -F(s), F(s))) * ratio
+    eps = total((c["ex"], x), (c["eo"], out), (c["e0"], x0))
+    g = F(exp(torch.tensor(c["cv"] * F(v)))) * F(z)  # the exponential has a test of its own
+
+    def state(prefix, noise):
+        history = [(c[f"{prefix}h{k}"], h[k]) for k in range(HISTORY_SLOTS)]
+        here = [(c[prefix + name], value) for name, value in {"x": x, "y": y, "0": x0, "e": eps}.items()]
+        return total(*here, *history, (c[prefix + "z"], noise))
+
+    x_next = state("c", g)
+    return x_next, state("d", z), x0, eps, following["scale_in"] * x_next
+
+
+@pytest.mark.parametrize("stores", ["x0", "eps"])
+def test_every_bit_of_a_step(stores):
+    """0 bits from docs/step.md in exact rationals, with every column and every tensor of a step in use."""
+    rng = np.random.default_rng(5)
+    columns = {name: rng.normal(size=ROWS) for name in NEUTRAL if name not in ("clip", "slot")}
+    # Bounds below, above and far above the threshold of 1.5.
+    plan = Plan.build("all", [2, 1, 0], {**columns, "clip": [0.5, 2.0, np.inf], "slot": [0, 3, -1]}, stores=stores)
+    assert plan.columns == tuple(NEUTRAL)
+    row, shape = torch.tensor([0, 1, 2]), (ROWS, 4)
+    x, out, uncond, v, y, z = torch.from_numpy(rng.normal(size=(6, *shape))).float()
+    w, scale = torch.from_numpy(rng.normal(size=(2, ROWS))).float()
+    h, threshold = torch.from_numpy(rng.normal(size=(HISTORY_SLOTS, *shape))).float(), torch.full((ROWS,), 1.5)
+    values = table(plan)
+    rows = [dict(zip(plan.columns, map(F, values[r].tolist()), strict=True)) for r in (0, 1, 2, 2)]
+    expected = np.empty((5, *shape), dtype=F)
+    for b, e in np.ndindex(shape):
+        here = (t[b, e].item() for t in (x, out, uncond))
+        own = (t[b].item() for t in (w, scale, threshold))
+        expected[:, b, e] = spec_step(
+            rows[b], rows[b + 1], *here, *own, v[b, e].item(), y[b, e].item(), h[:, b, e].tolist(), z[b, e].item()
+        )
+    x_next, y_next, x0, eps, scaled = torch.from_numpy(expected)
+    h_next = h.clone()
+    h_next[0, 0], h_next[3, 1] = (x0 if stores == "x0" else eps)[:2]
+
+    model_input, x0_out = torch.full((2 * ROWS, 4), torch.nan), torch.full(shape, torch.nan)
+    reference.step(
+        *(x, out, values, plan.layout, row, uncond, w, None, model_input, None),
+        *(v, scale, threshold, y, h, z, x0_out),
+    )
+    for got, wanted in ((x, x_next), (y, y_next), (h, h_next), (x0_out, x0)):
+        assert torch.equal(got, wanted)
+    assert torch.equal(model_input, torch.cat([scaled, scaled]))
+
+
 def test_noise_is_that_of_the_row():
     """Without z, the step draws the stream "step" at the row of each sample, with its seed and index."""
     plan = Plan.build("noise", [1.0, 0.0], {"cz": [1.0, 2.0]})
     seed, index, row = torch.tensor([5, 6]), torch.tensor([0, 3]), torch.tensor([1, 0])
     x = torch.zeros(2, 7)
-    table = torch.from_numpy(plan.table.copy()).float()
-    reference.step(x, torch.zeros_like(x), table, plan.columns, row, key=NoiseKey(seed, index))
+    key = torch.stack([seed, index])
+    reference.step(x, torch.zeros_like(x), table(plan), plan.layout, row, key=key)
     z = fd.noise.normal((2, 7), seed=seed, index=index, step=row, stream="step")
     assert torch.equal(x, torch.stack([2 * z[0], z[1]]))
 
@@ -113,20 +174,19 @@ def test_noise_is_that_of_the_row():
 def test_low_precision_outputs_are_widened_first():
     """bf16 outputs enter float32 arithmetic: the result equals that of the same numbers given as float32."""
     plan = fd.samplers.ddim(fd.schedules.linear(), steps=2, clip=None)
-    table = torch.from_numpy(plan.table.copy()).float()
     out, x = torch.randn(3, 4).bfloat16(), torch.randn(3, 4)
     given, widened = x.clone(), x.clone()
     row = torch.zeros(3, dtype=torch.int64)
-    reference.step(given, out, table, plan.columns, row)
-    reference.step(widened, out.float(), table, plan.columns, row)
+    reference.step(given, out, table(plan), plan.layout, row)
+    reference.step(widened, out.float(), table(plan), plan.layout, row)
     assert torch.equal(given, widened)
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 def test_marks_what_is_not_finite(bad):
     """first_bad keeps the earliest row, 2 row for an output and 2 row + 1 for a state."""
-    plan = fd.samplers.ddim(fd.schedules.linear(), steps=4)
-    table = torch.from_numpy(plan.table.copy()).float()
+    # x' = x, so that a bad output makes no bad state.
+    plan = Plan.build("keeps", [3.0, 2.0, 1.0, 0.0], {"cx": 1.0})
     first_bad = torch.full((3,), 8)
     for row in range(4):
         x, out = torch.zeros(3, 2, 2), torch.zeros(3, 2, 2)
@@ -134,27 +194,90 @@ def test_marks_what_is_not_finite(bad):
             out[1, 0, 1] = bad
         if row >= 2:
             x[2, 1, 1] = bad
-        reference.step(x, out, table[:, 4:], plan.columns[4:], torch.full((3,), row), first_bad=first_bad)
-    # Without the columns of x0, the state is 1/sigma x and only a bad state makes a bad state.
-    assert first_bad[0] == 8
-    assert first_bad[1] == 2
+        reference.step(x, out, table(plan), plan.layout, torch.full((3,), row), first_bad=first_bad)
+    assert first_bad.tolist() == [8, 2, 5]
 
 
-@pytest.mark.parametrize("column", ["cz", "cv", "cy", "ch1", "dx", "dz"])
+@pytest.mark.parametrize("column", ["cz", "cv", "cy", "ch1", "dx", "dz", "slot"])
 def test_a_column_without_its_tensor_is_refused(column):
     """A plan that uses noise, variance, anchor or history is not carried out without it."""
-    plan = Plan.build("lacks", [0.0], {"cz": 1.0, column: 0.5} if column == "cv" else {column: 0.5})
+    plan = Plan.build("lacks", [0.0], {"cz": 1.0, column: 2.0} if column == "cv" else {column: 2.0})
     x, z = torch.zeros(1, 2), torch.zeros(1, 2)
-    table = torch.from_numpy(plan.table.copy()).float()
     with pytest.raises(fd.InputError, match="was not given"):
-        reference.step(x, x.clone(), table, plan.columns, torch.tensor([0]), z=z if column == "cv" else None)
+        reference.step(x, x.clone(), table(plan), plan.layout, torch.tensor([0]), z=z if column == "cv" else None)
 
 
 def test_empty_batch():
     """A batch of none is stepped without complaint."""
     plan = fd.samplers.ddpm(fd.schedules.linear(), steps=2)
     none = torch.zeros(0, 3, 4, 4)
-    key = NoiseKey(torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))
-    table = torch.from_numpy(plan.table.copy()).float()
-    reference.step(none, none.clone(), table, plan.columns, torch.zeros(0, dtype=torch.int64), key=key)
+    key = torch.zeros(2, 0, dtype=torch.int64)
+    reference.step(none, none.clone(), table(plan), plan.layout, torch.zeros(0, dtype=torch.int64), key=key)
     assert none.shape == (0, 3, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"out": torch.zeros(1, 3)}, r"out must have the shape of x, \(2, 3\), got \(1, 3\)"),
+        ({"history": torch.zeros(1, 2, 4)}, r"history\[0\] must have the shape of x"),
+        ({"model_input": torch.zeros(3, 3)}, "model_input must have the shape of x"),
+        ({"row": torch.tensor([0])}, "one row for each of 2 samples"),
+        ({"row": torch.tensor([0, 4])}, r"rows must be in 0..3"),
+        ({"row": torch.tensor([-1, 0])}, r"rows must be in 0..3"),
+        ({"uncond": torch.zeros(2, 3)}, "guidance needs w"),
+        ({"threshold": torch.ones(2)}, "needs a plan with the column 'clip'"),
+    ],
+)
+def test_what_does_not_fit_is_refused(change, message):
+    """Tensors are never broadcast, rows never wrap, and half of a pair of inputs is not ignored."""
+    plan = fd.samplers.ddim(fd.schedules.linear(), steps=4, clip=None)
+    x = torch.zeros(2, 3)
+    arguments = {"out": x.clone(), "row": torch.tensor([0, 3]), **change}
+    with pytest.raises(fd.InputError, match=message):
+        reference.step(x, table=table(plan), layout=plan.layout, **arguments)
+
+
+def test_gradients_pass_through_a_step():
+    """Float32 gradients of x' with respect to every input, guided and clipped, are those of float64."""
+    plan = fd.samplers.ddpm(fd.schedules.linear(), steps=4, clip=1.0, variance="learned_range")
+    generator = torch.Generator().manual_seed(1)
+    inputs = torch.randn(5, 3, 4, generator=generator)
+
+    def gradients(dtype):
+        x, out, uncond, v, z = (value.to(dtype).requires_grad_() for value in inputs)
+        state, w = x * 1, torch.full((3,), 2.0, dtype=dtype)
+        step = (state, out, table(plan, dtype), plan.layout, torch.tensor([0, 1, 2]), uncond, w)
+        reference.step(*step, variance=v, z=z)
+        return torch.autograd.grad(state.square().sum(), (x, out, uncond, v, z))
+
+    for narrow, wide in zip(gradients(torch.float32), gradients(torch.float64), strict=True):
+        assert wide.abs().max() > 1e-3
+        # Some 20 roundings of 6e-8 on numbers of size up to 10.
+        torch.testing.assert_close(narrow.double(), wide, rtol=1e-5, atol=1e-5)
+
+
+def test_guidance_rescale_is_the_formula():
+    """phi std(c) / std(guided) + 1 - phi: with phi = 1 the guided output gets the spread of the conditional one."""
+    out, uncond = torch.randn(2, 3, 64, dtype=torch.float64).unbind()
+    w = torch.tensor([0.5, 3.0, 7.5], dtype=torch.float64)
+    guided = uncond + w[:, None] * (out - uncond)
+    full = reference.guidance_rescale(out, uncond, w, 1.0)
+    # float64 sums over 64 elements.
+    torch.testing.assert_close((full[:, None] * guided).std(dim=1), out.std(dim=1), rtol=1e-12, atol=0)
+    part = reference.guidance_rescale(out, uncond, w, 0.7)
+    torch.testing.assert_close(part, 0.7 * full + 0.3, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("quantile", [0.0, 0.3, 0.995, 1.0])
+def test_threshold_is_the_quantile(quantile):
+    """The quantile of |x0| before clipping, of the guided and rescaled output, interpolated as NumPy does."""
+    plan = fd.samplers.ddim(fd.schedules.linear(), steps=4, clip=1.0)
+    x, out, uncond = torch.randn(3, 2, 57, dtype=torch.float64).unbind()
+    row, w, scale = torch.tensor([0, 2]), torch.tensor([2.0, 3.0]).double(), torch.tensor([0.9, 0.8]).double()
+    got = reference.threshold(x, out, table(plan, torch.float64), plan.layout, row, uncond, w, scale, quantile)
+    guided = scale[:, None] * (uncond + w[:, None] * (out - uncond))
+    px, po = (torch.from_numpy(plan.column(name).copy())[row][:, None] for name in ("px", "po"))
+    expected = np.quantile(np.abs((px * x + po * guided).numpy()), quantile, axis=1)
+    # float64; px and po are of size 20 in the noisiest row.
+    np.testing.assert_allclose(got, expected, rtol=1e-12)

@@ -33,7 +33,7 @@ def update(plan: Plan, row: int, x: Tensor, out: Tensor, z: Tensor, variance: Te
     x = x.clone()
     rows = torch.full((len(x),), row)
     table = torch.from_numpy(plan.table.copy())
-    reference.step(x, out, table, plan.columns, rows, z=z, variance=variance)
+    reference.step(x, out, table, plan.layout, rows, z=z, variance=variance)
     return x
 
 

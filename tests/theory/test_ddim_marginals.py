@@ -42,7 +42,7 @@ def response(plan: Plan, at: Levels, name: str) -> tuple[Array, Array, Array]:
     x = torch.from_numpy(np.outer(at.alpha, x0) + np.outer(at.sigma, eps))
     out = torch.from_numpy(np.outer(c.t0, x0) + np.outer(c.te, eps))
     table = torch.from_numpy(plan.table.copy())
-    reference.step(x, out, table, plan.columns, torch.arange(len(plan)), z=torch.from_numpy(z).expand_as(x))
+    reference.step(x, out, table, plan.layout, torch.arange(len(plan)), z=torch.from_numpy(z).expand_as(x))
     by_x0, by_eps, by_z = x.numpy().T
     return by_x0, by_eps, by_z
 

@@ -1,0 +1,240 @@
+// Runs the CPU kernels by themselves, without torch's library: their noise against known answers, and each instruction
+// set of this machine against plain C++ on pseudo-random inputs. Prints a checksum of the bits of each case; it is the
+// same on every little-endian machine, which `make test-aarch64` checks.
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+#include <deque>
+#include <functional>
+#include <initializer_list>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "cpu/kernels.h"
+
+using namespace fastdiff;
+
+namespace {
+
+constexpr int kSamples = 3, kHeight = 17, kWidth = 23;
+constexpr int kElements = kHeight * kWidth;  // three blocks and seven elements
+constexpr int kGap = 5;                      // elements between samples, which no kernel may touch
+const Strides kTransposed = {2, {kHeight, kWidth}, {1, kHeight}};
+
+// FNV-1a.
+struct Checksum {
+  uint64_t value = 14695981039346656037u;
+
+  void add(const void* data, size_t bytes) {
+    for (size_t i = 0; i < bytes; ++i) value = (value ^ static_cast<const uint8_t*>(data)[i]) * 1099511628211u;
+  }
+};
+
+using Random = std::mt19937;  // the standard says which numbers it gives
+enum class Values { moderate, finite };
+
+// The bits of a number with a magnitude in [1/8, 2), or of any finite one: zero, subnormal and huge ones too.
+uint32_t random_bits(Random& random, Float kind, Values values) {
+  const uint32_t word = random();
+  const bool moderate = values == Values::moderate;
+  if (kind == Float::float16) return moderate ? (word & 0x8FFFu) | 0x3000u : word & 0xFBFFu;
+  const uint32_t wide = moderate ? (word & 0x81FFFFFFu) | 0x3E000000u : word & 0xFF7FFFFFu;
+  return kind == Float::bfloat16 ? wide >> 16 : wide;
+}
+
+Row random_row(Random& random) {
+  uint32_t words[sizeof(Row) / sizeof(float)];
+  for (uint32_t& word : words) word = random_bits(random, Float::float32, Values::moderate);
+  Row row;
+  std::memcpy(&row, words, sizeof row);
+  row.c[CLIP] = 1.0f;
+  row.c[SLOT] = 2.0f;
+  return row;
+}
+
+// The images of one call, filled with random numbers.
+struct Images {
+  const Strides* strides;
+  Values values;
+  Random random{};
+  std::deque<std::vector<char>> memory{};
+
+  Operand add(Float kind, int samples = kSamples) {
+    const int64_t size = size_of(kind), sample_stride = (kElements + kGap) * size;
+    std::vector<char>& bytes = memory.emplace_back(samples * sample_stride);
+    for (size_t to = 0; to < bytes.size(); to += size) {
+      const uint32_t number = random_bits(random, kind, values);
+      std::memcpy(&bytes[to], &number, size);
+    }
+    return {bytes.data(), sample_stride, strides, kind};
+  }
+};
+
+Range whole(int sample) { return {sample, 0, kElements}; }
+NoiseKey key_of(int sample) { return noise_key(0xFEDCBA9876543210u, (uint64_t{1} << 40) + sample, 999, kStepStream); }
+
+void normal(const Kernels& kernel, Images& images, Float kind, Checksum&) {
+  const Operand z = images.add(kind);
+  for (int b = 0; b < kSamples; ++b) kernel.normal(z, key_of(b), whole(b));
+}
+
+void q_sample(const Kernels& kernel, Images& images, Float kind, Checksum&) {
+  const Operand x0 = images.add(kind), x_t = images.add(kind);
+  const Operand noise = images.add(Float::float32), drawn = images.add(Float::float32);
+  kernel.q_sample(x0, noise, x_t, {}, 0.8f, 0.6f, {}, whole(0));
+  kernel.q_sample(x0, {}, x_t, drawn, 0.8f, 0.6f, key_of(1), whole(1));
+}
+
+void noise_loss(const Kernels& kernel, Images& images, Float kind, Checksum& sum) {
+  const Operand pred = images.add(kind), grad = images.add(kind);
+  for (int b = 0; b < kSamples; ++b) {
+    const double loss = kernel.noise_loss(pred, key_of(b), whole(b));
+    sum.add(&loss, sizeof loss);
+    kernel.noise_loss_backward(pred, grad, 0.3f, key_of(b), whole(b));
+  }
+}
+
+StepTensors step_tensors(Images& images, Float kind, Uses uses) {
+  StepTensors tensors;
+  tensors.uses = uses;
+  for (Operand* state : {&tensors.x, &tensors.y, &tensors.x0_out}) *state = images.add(Float::float32);
+  for (Operand& slot : tensors.history) slot = images.add(Float::float32);
+  for (Operand* image : {&tensors.out, &tensors.uncond, &tensors.variance}) *image = images.add(kind);
+  tensors.samples = kSamples;
+  tensors.branches = 2;
+  tensors.model_input = images.add(kind, 2 * kSamples);
+  return tensors;
+}
+
+void step(const Kernels& kernel, Images& images, Float kind, Checksum& sum, Uses uses) {
+  const StepTensors tensors = step_tensors(images, kind, uses);
+  for (int b = 0; b < kSamples; ++b) {
+    const int not_finite = kernel.step(tensors, random_row(images.random), key_of(b), whole(b));
+    sum.add(&not_finite, sizeof not_finite);
+  }
+}
+
+Uses set_of(std::initializer_list<int> columns) {
+  Uses uses;
+  for (int column : columns) uses.add(column);
+  return uses;
+}
+
+void reductions(const Kernels& kernel, Images& images, Float kind, Checksum& sum) {
+  const StepTensors tensors = step_tensors(images, kind, set_of({PX, PO, GUIDED}));
+  const Row row = random_row(images.random);
+  for (int64_t begin = 0; begin < kElements; begin += kBlock) {
+    const Range block = {0, begin, std::min<int64_t>(begin + kBlock, kElements)};
+    float conditional[kBlock], guided[kBlock], x0[kBlock];
+    kernel.guide(tensors, row, block, conditional, guided);
+    kernel.predict_x0(tensors, row, block, x0);
+    for (const float* result : {conditional, guided, x0}) sum.add(result, (block.end - begin) * sizeof(float));
+  }
+}
+
+struct Case {
+  std::string name;
+  std::function<void(const Kernels&, Images&, Float, Checksum&)> run;
+  Values values = Values::moderate;
+};
+
+Case step_case(const char* name, Uses uses, Values values = Values::moderate) {
+  using namespace std::placeholders;
+  return {std::string("step, ") + name, std::bind(step, _1, _2, _3, _4, uses), values};
+}
+
+// The sets of columns that kernels are specialised on, then general ones.
+std::vector<Case> cases() {
+  return {
+      {"normal", normal},
+      {"q_sample", q_sample},
+      {"noise_loss", noise_loss},
+      {"guide and predict_x0", reductions},
+      step_case("DDIM, clipped", set_of({SCALE_IN, PX, PO, CLIP, EX, E0, C0, CE, MODEL_INPUT})),
+      step_case("DDIM", set_of({PX, PO, EO, C0, CE, CZ, FIRST_BAD})),
+      step_case("DDIM, v-prediction", set_of({PX, PO, EX, EO, C0, CE, GUIDED})),
+      step_case("ancestral, clipped", set_of({PX, PO, CLIP, CX, C0, CZ, GUIDED, MODEL_INPUT})),
+      step_case("ancestral", set_of({PX, PO, CX, C0, CZ})),
+      step_case("history of x0", set_of({PX, PO, CX, C0, CH0, CH1, CH2, CH3, SLOT})),
+      step_case("history of eps", set_of({EX, EO, CX, CE, CH0, CH1, SLOT, STORES_EPS})),
+      step_case("anchor state", set_of({PO, CY, C0, DX, DY, D0, DZ, ANCHORED})),
+      step_case("learned variance", set_of({PX, PO, CLIP, SCALED, THRESHOLDED, CX, C0, CZ, CV})),
+      step_case("everything", Uses{(uint64_t{2} << FIRST_BAD) - 1}),
+      step_case("conversions", set_of({PO, CX, X0_OUT, MODEL_INPUT}), Values::finite),
+  };
+}
+
+uint64_t checksum(const Case& test, const Kernels& kernel, Float kind) {
+  Checksum sum;
+  for (const Strides* strides : {static_cast<const Strides*>(nullptr), &kTransposed}) {
+    Images images{strides, test.values};
+    test.run(kernel, images, kind, sum);
+    for (const std::vector<char>& bytes : images.memory) sum.add(bytes.data(), bytes.size());
+  }
+  return sum.value;
+}
+
+struct Answer {
+  NoiseKey key;
+  uint32_t bits[8];
+};
+
+// From tests/truth/noise.json.
+const Answer kAnswers[] = {
+    {noise_key(0, 0, 0, 0),
+     {0xbe817cd6, 0x3faa74c2, 0x3f2345e7, 0xbee8faeb, 0x3e02ddd6, 0xbe4cb921, 0x3d4be7a9, 0xbf5a7843}},
+    {noise_key(5, 17, 3, 1),
+     {0x3e8e18fa, 0xbf1b3c0c, 0x3fd7556d, 0xbf7eab61, 0x3fb9aa1d, 0x3eafa02f, 0xbeed7428, 0x3f946033}},
+    {noise_key(~uint64_t{0}, 1099511627779, 999, 2),
+     {0xbebcf773, 0xbf3f71c2, 0x3f950cb7, 0xbfc62033, 0x3f8dc045, 0xbf4b10a9, 0x3f13a4d7, 0xc00d8d3c}},
+};
+
+bool draws_known_answers(const Kernels& kernel) {
+  return std::all_of(std::begin(kAnswers), std::end(kAnswers), [&](const Answer& answer) {
+    uint32_t bits[8];
+    kernel.normal({reinterpret_cast<char*>(bits)}, answer.key, {0, 0, 8});
+    return std::memcmp(bits, answer.bits, sizeof bits) == 0;
+  });
+}
+
+struct InstructionSet {
+  const char* name;
+  const Kernels& kernel;
+};
+
+// Those of this machine, plain C++ first.
+std::vector<InstructionSet> instruction_sets() {
+  std::vector<InstructionSet> sets = {{"plain C++", kScalarKernels}};
+#if defined(__x86_64__)
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) sets.push_back({"AVX2", kAvx2Kernels});
+  if (__builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq")) {
+    sets.push_back({"AVX-512", kAvx512Kernels});
+  }
+#endif
+  return sets;
+}
+
+}  // namespace
+
+int main() {
+  const char* const kinds[] = {"float32", "bfloat16", "float16"};  // in the order of Float
+  int failures = 0;
+  for (const InstructionSet& set : instruction_sets()) {
+    if (draws_known_answers(set.kernel)) continue;
+    std::fprintf(stderr, "the noise of %s is not that of tests/truth/noise.json\n", set.name);
+    ++failures;
+  }
+  for (const Case& test : cases()) {
+    for (int kind = 0; kind < 3; ++kind) {
+      const uint64_t expected = checksum(test, kScalarKernels, Float(kind));
+      std::printf("%016llx  %s, %s\n", static_cast<unsigned long long>(expected), test.name.c_str(), kinds[kind]);
+      for (const InstructionSet& set : instruction_sets()) {
+        if (checksum(test, set.kernel, Float(kind)) == expected) continue;
+        std::fprintf(stderr, "%s, %s: %s and plain C++ differ\n", test.name.c_str(), kinds[kind], set.name);
+        ++failures;
+      }
+    }
+  }
+  return failures != 0;
+}

@@ -1,0 +1,48 @@
+"""The `cpu` backend: the C++ kernels of the extension `fastdiff._C`, called through `torch.ops.fastdiff`."""
+
+from __future__ import annotations
+
+import functools
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+
+from fastdiff.ops import schema
+
+INSTRUCTION_SETS = ("scalar", "AVX2", "AVX-512")
+ops = SimpleNamespace(**schema.OPS)  # a backend: the functions of `reference`
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def find(folder: Path = _PACKAGE) -> Path | None:
+    """Return the extension's file, or None. It is no Python module: it registers its kernels when it is loaded."""
+    candidates = (folder / f"_C{suffix}" for suffix in EXTENSION_SUFFIXES)
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def load(path: Path | None) -> str | None:
+    """Load the extension; return in one line why it cannot run, or None."""
+    if path is None:
+        return (
+            "the C++ extension is not built (no C++ compiler, or FASTDIFF_NO_EXT was set); install fastdiff-sampler "
+            "again with a compiler and without FASTDIFF_NO_EXT, or use backend='eager' or 'auto'"
+        )
+    try:
+        torch.ops.load_library(path)  # type: ignore[no-untyped-call]
+    except OSError as error:
+        reason = " ".join(str(error.__cause__ or error).split())
+        return f"the C++ extension does not load ({reason}); install fastdiff-sampler again, or use backend='eager'"
+    return None
+
+
+@functools.cache
+def missing() -> str | None:
+    """Return why the backend cannot run here, or None; loads the extension on the first call."""
+    return load(find())
+
+
+def instruction_set() -> str | None:
+    """Return which of `INSTRUCTION_SETS` the kernels use; None where the backend is missing."""
+    return None if missing() else INSTRUCTION_SETS[torch.ops.fastdiff.cpu_level.default()]

@@ -1,0 +1,11 @@
+"""Which backends the tests compare here: a build without the extension is tested only where it was asked for."""
+
+import os
+
+import pytest
+
+WITHOUT_EXTENSION = os.environ.get("FASTDIFF_NO_EXT", "0") not in ("", "0")
+BACKENDS = ["eager"] if WITHOUT_EXTENSION else ["eager", "cpu"]
+
+needs_extension = pytest.mark.skipif(WITHOUT_EXTENSION, reason="FASTDIFF_NO_EXT is set: there is no extension to test")
+each_backend = pytest.mark.parametrize("backend", BACKENDS)

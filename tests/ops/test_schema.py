@@ -1,0 +1,141 @@
+"""The ops as torch sees them: schemas, tracing, gradients."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastdiff.ops import dispatch, reference, schema
+from fastdiff.ops.philox import STREAMS
+from fastdiff.plan import HISTORY_SLOTS, NEUTRAL, Plan
+from tests.backends import needs_extension
+
+B, SHAPE = 2, (2, 3, 5)
+KEY, DRAW = torch.tensor([[7, -1], [3, 2**40]]), torch.tensor([4, 1])
+STREAM = STREAMS["q_sample"]
+LEVELS = torch.tensor([[0.9, 0.3], [0.5, 0.8], [0.1, 1.2]])
+
+
+def randn(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+@pytest.fixture(name="kernels")
+def loaded_kernels() -> dispatch.Backend:
+    """The ops with their kernels loaded."""
+    return dispatch.backend("cpu", torch.device("cpu"))
+
+
+def plan() -> Plan:
+    columns = {name: 0.5 + 0.1 * k for k, name in enumerate(NEUTRAL) if name != "slot"}
+    return Plan.build("all", [1.0, 0.0], {**columns, "slot": [0.0, 2.0]}, stores="eps")
+
+
+def step_arguments() -> tuple[Any, ...]:
+    all_columns = plan()
+    image = [randn(*SHAPE, seed=k) for k in range(6)]
+    return (
+        *(image[0], image[1].bfloat16(), torch.from_numpy(all_columns.table.copy()).float(), all_columns.layout),
+        *(torch.tensor([0, 1]), image[2].bfloat16(), randn(B), KEY, torch.zeros(2 * B, *SHAPE[1:])),
+        *(torch.full((B,), 9), image[3], randn(B), randn(B).abs(), image[4], randn(HISTORY_SLOTS, *SHAPE), None),
+        torch.zeros(SHAPE),
+    )
+
+
+def arguments() -> dict[str, tuple[Any, ...]]:
+    """One call of each op, with every tensor given."""
+    x, out, table, layout, row, uncond, w, *_ = step_arguments()
+    x0, level = randn(*SHAPE, dtype=torch.bfloat16), torch.tensor([0, 2])
+    noised = (x0, level, LEVELS, KEY, DRAW, STREAM, None)
+    return {
+        "step": step_arguments(),
+        "normal_": (torch.zeros(SHAPE), KEY, DRAW, STREAM),
+        "q_sample": (*noised, True),
+        "q_sample_out": (*noised, torch.zeros_like(x0), torch.zeros(SHAPE)),
+        "noise_loss": (x0, KEY, DRAW, STREAM),
+        "noise_loss_backward": (randn(B), x0, KEY, DRAW, STREAM),
+        "guidance_rescale": (out, uncond, w, 0.7),
+        "threshold": (x, out, table, layout, row, uncond, w, None, 0.9),
+    }
+
+
+def test_schemas_are_the_signatures_of_the_reference() -> None:
+    """Names, order and defaults of every op's arguments are those of the function that specifies it."""
+    for name, op in schema.OPS.items():
+        parameters = inspect.signature(getattr(reference, name)).parameters.values()
+        described = [(argument.name, argument.has_default_value()) for argument in op._schema.arguments]
+        assert described == [(p.name, p.default is not p.empty) for p in parameters]
+
+
+@needs_extension
+@pytest.mark.parametrize("name", sorted(schema.OPS))
+def test_opcheck(kernels: dispatch.Backend, name: str) -> None:
+    """torch's own check: what is written is declared, and tracing sees the right shapes, dtypes and gradients."""
+    torch.library.opcheck(getattr(kernels, name), arguments()[name])
+
+
+@needs_extension
+@pytest.mark.parametrize("given", [False, True])
+def test_opcheck_with_gradients(kernels: dispatch.Backend, given: bool) -> None:
+    """The same where a gradient is wanted, with drawn and with given noise."""
+    x0, noise = (randn(*SHAPE, seed=k).requires_grad_() for k in range(2))
+    drawn = (None, None, STREAM, noise, False) if given else (KEY, DRAW, STREAM, None, True)
+    torch.library.opcheck(kernels.q_sample, (x0, torch.tensor([0, 2]), LEVELS, *drawn))
+    torch.library.opcheck(kernels.noise_loss, (x0, KEY, DRAW, STREAM))
+
+
+@needs_extension
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("given", [False, True])
+def test_q_sample_gradients(kernels: dispatch.Backend, dtype: torch.dtype, given: bool) -> None:
+    """Gradients with respect to x0 and noise are those of plain torch to the last bit: one product, rounded once."""
+
+    def gradients(backend: Any) -> tuple[Tensor, ...]:
+        x0, noise = randn(*SHAPE, dtype=dtype, seed=1).requires_grad_(), randn(*SHAPE, seed=2).requires_grad_()
+        drawn = (None, None, STREAM, noise, False) if given else (KEY, DRAW, STREAM, None, True)
+        x_t, eps = backend.q_sample(x0, torch.tensor([0, 2]), LEVELS, *drawn)
+        assert not eps.requires_grad
+        return torch.autograd.grad(x_t, (x0, noise) if given else (x0,), randn(*SHAPE, dtype=dtype, seed=3))
+
+    for got, wanted in zip(gradients(kernels), gradients(reference), strict=True):
+        assert got.dtype == wanted.dtype and torch.equal(got, wanted)
+
+
+@needs_extension
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_noise_loss_gradients(kernels: dispatch.Backend, dtype: torch.dtype) -> None:
+    """The gradient with respect to pred is that of plain torch to the last bit; both round in the order of step.md."""
+
+    def gradient(backend: Any) -> Tensor:
+        pred = randn(*SHAPE, dtype=dtype).requires_grad_()
+        errors = backend.noise_loss(pred, KEY, DRAW, STREAM)
+        return torch.autograd.grad(errors, pred, randn(B))[0]
+
+    assert torch.equal(gradient(kernels), gradient(reference))
+    backward = reference.noise_loss_backward(randn(B), randn(*SHAPE, dtype=dtype), KEY, DRAW, STREAM)
+    assert torch.equal(gradient(kernels), backward)
+
+
+@needs_extension
+def test_noise_loss_has_no_second_derivative(kernels: dispatch.Backend) -> None:
+    """A gradient of the gradient is an error, not zero."""
+    pred = randn(*SHAPE).requires_grad_()
+    errors = kernels.noise_loss(pred, KEY, DRAW, STREAM)
+    (gradient,) = torch.autograd.grad(errors.sum(), pred, create_graph=True)
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        torch.autograd.grad(gradient.sum(), pred)
+
+
+@needs_extension
+def test_compiles(kernels: dispatch.Backend) -> None:
+    """Under torch.compile, with the whole graph captured, an op gives the bits that it gives without."""
+
+    def noised(x0: Tensor) -> Tensor:
+        return kernels.q_sample(2 * x0, torch.tensor([0, 2]), LEVELS, KEY, DRAW, STREAM, None, False)[0]
+
+    x0 = randn(*SHAPE)
+    assert torch.equal(torch.compile(noised, fullgraph=True, backend="aot_eager")(x0), noised(x0))
