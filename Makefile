@@ -8,7 +8,7 @@ PACKAGE := pyproject.toml setup.py constraints.txt $(wildcard csrc/*.cpp csrc/*/
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint types check checkpoint quality wheel clean
+.PHONY: help demo test lint types check checkpoint rngtest quality bench wheel clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1	/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
@@ -33,8 +33,17 @@ checkpoint: .venv/.dev  ## train the shipped checkpoint again
 	$(BIN)/fastdiff train --data digits --out runs/checkpoint
 	$(BIN)/fastdiff export runs/checkpoint fastdiff/checkpoints/digits --dtype float16
 
+rngtest: .venv/.dev  ## feed the random numbers to PractRand or dieharder; takes hours
+	@if command -v RNG_test >/dev/null; then tester="RNG_test stdin32 -tlmax 64GB"; \
+	elif command -v dieharder >/dev/null; then tester="dieharder -a -g 200"; \
+	else echo "make rngtest feeds PractRand's RNG_test or dieharder: install one (apt-get install dieharder)" >&2; exit 1; fi; \
+	mkdir -p runs; $(BIN)/python -m tests.rng.stream | $$tester | tee runs/rngtest.txt; ! grep FAIL runs/rngtest.txt
+
 quality: .venv/.dev  ## measure sample quality
-	$(BIN)/python -m bench.quality
+	$(BIN)/python -m fastdiff.bench.quality
+
+bench: .venv/.dev  ## measure speed on one and on two threads
+	$(BIN)/fastdiff bench --threads 1,2
 
 wheel: .venv/.dev  ## source distribution and wheel into dist/
 	rm -rf dist

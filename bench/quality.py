@@ -1,8 +1,8 @@
 """Sample quality on scikit-learn's digits: agreement with the label, Frechet distances, nearest training images.
 
-    python -m bench.quality                     # the shipped checkpoint, into bench/results/
-    python -m bench.quality --resume            # go on where a run was interrupted
-    python -m bench.quality --render-only       # tables and figures from the numbers that are there
+    python -m fastdiff.bench.quality                  # the shipped checkpoint, into bench/results/
+    python -m fastdiff.bench.quality --resume         # go on where a run was interrupted
+    python -m fastdiff.bench.quality --render-only    # tables and figures from the numbers that are there
 
 The labels asked for are those of training images in random order, each four times for the headline, so that class
 counts are the train split's. Every cell starts from the same noise. A distance is between the samples and the held-out
@@ -34,9 +34,10 @@ from torch.utils.data import TensorDataset
 from tqdm import tqdm
 
 import fastdiff as fd
-from bench import classifier, frechet, neighbours, quality_report
-from bench.quality_report import Results
 from fastdiff import checkpoint as checkpoints
+from fastdiff.bench import classifier, frechet, neighbours, quality_report
+from fastdiff.bench import machine as machines
+from fastdiff.bench.quality_report import Results
 from fastdiff.errors import FastdiffError, InputError
 from fastdiff.files import write_text
 from fastdiff.train import data
@@ -284,7 +285,7 @@ def describe(name: str, checkpoint: fd.Checkpoint, judge: Judge, settings: Setti
 def machine() -> dict[str, Any]:
     """Return what the numbers were found on, JSON-ready."""
     return {
-        "cpu": _cpu(),
+        "cpu": machines.cpu(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "system": f"{platform.system()} {platform.machine()}",
@@ -311,13 +312,6 @@ def _branches(guidance: float) -> int:
 def _flat(x: Tensor) -> npt.NDArray[np.float32]:
     flat: npt.NDArray[np.float32] = x.flatten(1).numpy()
     return flat
-
-
-def _cpu() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(models, platform.processor() or platform.machine())
 
 
 def _now() -> str:

@@ -1,4 +1,4 @@
-"""Tables and figures from the numbers that `bench.quality` left in `quality.json`."""
+"""Tables and figures from the numbers that `fastdiff.bench.quality` left in `quality.json`."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 from torch import Tensor
 
-from bench.neighbours import COPY
 from fastdiff import pictures
+from fastdiff.bench.neighbours import COPY
 from fastdiff.errors import InputError
 from fastdiff.files import replacing, write_text
 
@@ -98,7 +98,8 @@ def _setup(results: Results) -> str:
     seconds = sum(row["seconds"] for row in results["cells"])
     return f"""# Sample quality: digits
 
-Written by `python -m bench.quality` from `{JSON}`; begun {results["started"]}, {seconds / 60:.1f} minutes of sampling.
+Written by `python -m fastdiff.bench.quality` from `{JSON}`; begun {results["started"]}, {seconds / 60:.1f} minutes \
+of sampling.
 
 - **Network:** `model.safetensors` with SHA-256 `{setup["checkpoint"]}`, predicts {network["prediction"]}, schedule \
 {schedule.get("name", "custom")}.

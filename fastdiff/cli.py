@@ -1,4 +1,4 @@
-"""The command line: `fastdiff train`, `sample`, `export`, `info`. A mistake gives one line and no traceback."""
+"""The command line: `fastdiff train`, `sample`, `export`, `bench`, `info`. A mistake costs one line, no traceback."""
 
 from __future__ import annotations
 
@@ -185,6 +185,37 @@ def export(
     loaded.model.to(stored_as)
     checkpoints.save(out, loaded, training)
     typer.echo(f"wrote    {out}")
+
+
+@app.command(epilog="Example: fastdiff bench --cases ddim,ddpm --shapes 16x3x64x64 --out speed.json")
+def bench(
+    cases: Annotated[str | None, typer.Option(help="What to measure, with commas between; all if not given.")] = None,
+    shapes: Annotated[str | None, typer.Option(help="1x4x64x64,16x3x256x256,...: batch first.")] = None,
+    dtypes: Annotated[str | None, typer.Option(help="What the network computes in: float32, bfloat16.")] = None,
+    threads: Annotated[str | None, typer.Option(help="Numbers of threads: 1,2.")] = None,
+    peers: Annotated[str | None, typer.Option(help="fastdiff,eager,compile,diffusers,...: who takes part.")] = None,
+    rounds: Annotated[int | None, typer.Option(help="How often everyone is timed.")] = None,
+    compile_seconds: Annotated[float | None, typer.Option(help="What torch.compile may take in all.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="A small shape, few rounds, no torch.compile.")] = False,
+    out: Annotated[Path, typer.Option(help="JSON to write; a table and a plot come beside it.")] = Path(
+        "bench/results/speed.json"
+    ),
+    compare: Annotated[
+        tuple[Path, Path] | None, typer.Option(help="Measure nothing; compare the JSON of two runs.")
+    ] = None,
+) -> None:
+    """Measure speed beside plain torch, torch.compile and diffusers. A result is checked before it is timed."""
+    try:
+        from fastdiff.bench.speed import command
+    except ImportError as error:
+        raise MissingDependencyError(f"benchmarks need {error.name}: pip install 'fastdiff-sampler[bench]'") from None
+    if compare is not None:
+        typer.echo(command.compared(*compare))
+        return
+    given = {"cases": cases, "shapes": shapes, "dtypes": dtypes, "threads": threads, "peers": peers}
+    chosen = command.settings(quick, rounds=rounds, compile_seconds=compile_seconds, **given)
+    for path in command.measure(chosen, out, typer.echo):
+        typer.echo(f"wrote    {path}")
 
 
 @app.command(epilog="Example: fastdiff info")

@@ -254,7 +254,27 @@ def test_info(run: Run) -> None:
     assert run("info") == (0, f"{fd.info()}\n", "")
 
 
-@pytest.mark.parametrize("command", ["sample", "train", "export", "info"])
+# --- bench
+
+
+def test_bench_measures_and_compares(run: Run, tmp_path: Path) -> None:
+    """A line for each case, three files, and a comparison of two runs with a line for each case."""
+    brief = ("--quick", "--cases", "ddim,normal", "--shapes", "2x1x4x4", "--dtypes", "float32", "--rounds", 1)
+    for name in ("before", "after"):
+        ended = run("bench", *brief, "--out", f"new/{name}.json")
+        assert (ended.status, ended.err) == (0, "")
+        *lines, wrote_json, wrote_table, wrote_plot = ended.out.splitlines()
+        assert [line.split()[0] for line in lines] == ["ddim", "normal"]
+        assert all(peer in lines[0] for peer in ("eager", "diffusers", "limit"))
+        assert wrote_json == f"wrote    new/{name}.json"
+        assert wrote_table == f"wrote    new/{name}.md"
+        assert pixels(tmp_path / wrote_plot.split()[1]).size > 0
+    ended = run("bench", "--compare", "new/before.json", "new/after.json")
+    assert (ended.status, ended.err) == (0, "")
+    assert [line.split()[0] for line in ended.out.splitlines()] == ["ddim", "normal"]
+
+
+@pytest.mark.parametrize("command", ["sample", "train", "export", "bench", "info"])
 def test_help_shows_an_example(run: Run, command: str) -> None:
     """Every command has one that begins with the words to type."""
     ended = run(command, "--help")
@@ -429,6 +449,30 @@ def test_wrong_usage_has_status_2(run: Run, tmp_path: Path, arguments: tuple[str
     assert ended.status == 2
     assert "Traceback" not in ended.err
     assert not files(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--cases", "ddmi"), "unknown case 'ddmi'"),
+        (("--shapes", "4"), "shapes must have four sizes"),
+        (("--out", "speed.txt"), "give NAME.json"),
+        (("--compare", "here.json", "there.json"), "here.json holds no results"),
+    ],
+)
+def test_mistake_in_bench_costs_one_line(run: Run, tmp_path: Path, arguments: tuple[str, ...], said: str) -> None:
+    """Nothing is measured or written."""
+    assert said in one_line(run("bench", *arguments))
+    assert not files(tmp_path)
+
+
+def test_bench_without_its_libraries_says_what_to_install(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The extra is named."""
+    for name in ("command", "report"):
+        monkeypatch.delitem(sys.modules, f"fastdiff.bench.speed.{name}", raising=False)
+        monkeypatch.delattr(f"fastdiff.bench.speed.{name}", raising=False)
+    monkeypatch.setitem(sys.modules, "matplotlib.axes", None)
+    assert "pip install 'fastdiff-sampler[bench]'" in one_line(run("bench"))
 
 
 def test_training_without_its_libraries_says_what_to_install(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,25 +93,28 @@ def test_pure_wheel_holds_the_package_and_nothing_else(pure: tuple[Path, Path]) 
     assert {name.split("/")[0] for name in names(wheel)} == {"fastdiff", metadata}
     shipped = (".py", ".safetensors", ".json")
     expected = {p.relative_to(tree).as_posix() for p in (tree / "fastdiff").rglob("*") if p.suffix in shipped}
-    expected |= {f"fastdiff/{p.relative_to(tree).as_posix()}" for p in (tree / "kernels").rglob("*.py")}
+    linked = [p for folder in ("kernels", "bench") for p in (tree / folder).rglob("*.py")]
+    expected |= {f"fastdiff/{p.relative_to(tree).as_posix()}" for p in linked}
     expected |= {"fastdiff/py.typed", "fastdiff/kernels/README.md"}
     assert {name for name in names(wheel) if name.startswith("fastdiff/")} == expected
     assert not any(name.startswith("fastdiff/kernels/__init__") for name in names(wheel))
 
 
-def test_installed_wheel_has_fastdiff_kernels_and_no_kernels(pure: tuple[Path, Path], tmp_path: Path) -> None:
+def test_installed_wheel_has_linked_folders_inside_fastdiff_alone(pure: tuple[Path, Path], tmp_path: Path) -> None:
     env = install(pure[1], tmp_path / "site")
-    where = run("-c", "import fastdiff.kernels as k; print(*k.__path__)", cwd=tmp_path, **env)
-    assert Path(where.strip()) == tmp_path / "site" / "fastdiff" / "kernels"
+    found = "import fastdiff.bench.speed as b, fastdiff.kernels as k; print(*b.__path__, *k.__path__)"
+    inside = tmp_path / "site" / "fastdiff"
+    assert run("-c", found, cwd=tmp_path, **env).split() == [str(inside / "bench" / "speed"), str(inside / "kernels")]
     absent = "import importlib.util as u; print([n for n in ('kernels', 'bench', 'csrc', 'tests') if u.find_spec(n)])"
     assert run("-c", absent, cwd=tmp_path, **env).strip() == "[]"
 
 
-def test_editable_install_has_fastdiff_kernels_and_no_kernels(tmp_path: Path) -> None:
-    where = run("-c", "import fastdiff.kernels as k; print(*k.__path__, sep='\\n')", cwd=tmp_path).splitlines()
-    assert where, "fastdiff.kernels has no folder"
-    assert all(Path(folder).samefile(ROOT / "kernels") for folder in where)
-    assert run("-c", "import importlib.util as u; print(u.find_spec('kernels'))", cwd=tmp_path).strip() == "None"
+@pytest.mark.parametrize("folder", ["kernels", "bench"])
+def test_editable_install_has_linked_folders_inside_fastdiff_alone(folder: str, tmp_path: Path) -> None:
+    where = run("-c", f"import fastdiff.{folder} as f; print(*f.__path__, sep='\\n')", cwd=tmp_path).splitlines()
+    assert where, f"fastdiff.{folder} has no folder"
+    assert all(Path(found).samefile(ROOT / folder) for found in where)
+    assert run("-c", f"import importlib.util as u; print(u.find_spec('{folder}'))", cwd=tmp_path).strip() == "None"
 
 
 def test_sdist_builds_the_same_wheel(pure: tuple[Path, Path], tmp_path: Path) -> None:

@@ -12,9 +12,9 @@ import torch
 from threadpoolctl import threadpool_limits
 
 import fastdiff as fd
-from bench import classifier, frechet, neighbours, quality, quality_report
 from fastdiff import checkpoint as checkpoints
 from fastdiff import models, pictures
+from fastdiff.bench import classifier, frechet, neighbours, quality, quality_report
 from fastdiff.errors import InputError
 
 # --- Frechet distance

@@ -1,0 +1,143 @@
+"""The runner: for each case, shape, dtype and number of threads it checks every peer, then lets them take turns."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from itertools import product
+from pathlib import Path
+
+import torch
+
+from fastdiff import system
+from fastdiff.bench import machine
+from fastdiff.bench.speed import peers
+from fastdiff.bench.speed.cases import CASES, DTYPES, SHAPES, Shape
+from fastdiff.bench.speed.equality import check
+from fastdiff.bench.speed.results import Entry, Results, Spread, Timing
+from fastdiff.bench.speed.timing import interleaved
+from fastdiff.bench.speed.work import Job, Unavailable, Work, WrongResult
+from fastdiff.errors import InputError, lookup
+from fastdiff.ops import dispatch, native
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to measure and for how long.
+
+    Attributes:
+        cases, shapes, dtypes, threads, peers: every combination; a case that has a shape of its own takes that alone.
+        rounds: how often each peer is timed.
+        seconds: after which an entry begins no further round, once it has a few.
+        compile_seconds: what `torch.compile` may take in the whole run.
+
+    Raises:
+        InputError: a name is unknown, a shape has not four sizes, or a number is below 1.
+    """
+
+    cases: Sequence[str] = tuple(CASES)
+    shapes: Sequence[Shape] = SHAPES
+    dtypes: Sequence[str] = tuple(DTYPES)
+    threads: Sequence[int] = (1,)
+    peers: Sequence[str] = tuple(peers.PEERS)
+    rounds: int = 51
+    seconds: float = 10.0
+    compile_seconds: float = 1800.0
+
+    def __post_init__(self) -> None:
+        for kind, names, known in (
+            ("case", self.cases, CASES),
+            ("dtype", self.dtypes, DTYPES),
+            ("peer", self.peers, peers.PEERS),
+        ):
+            for name in names:
+                lookup(kind, name, known)
+        if any(len(shape) != 4 for shape in self.shapes):
+            raise InputError("shapes must have four sizes: batch, channels, height, width")
+        if min([*self.threads, self.rounds, *(size for shape in self.shapes for size in shape)]) < 1:
+            raise InputError("threads, rounds and the sizes of shapes must be at least 1")
+
+    def entries(self) -> list[tuple[str, Shape, str, int]]:
+        """Return case, shape, dtype and threads of everything to measure."""
+        own = {name: CASES[name].shape for name in self.cases}
+        found = [
+            (name, own[name] or shape, dtype, threads)
+            for threads, name, shape, dtype in product(self.threads, self.cases, self.shapes, self.dtypes)
+        ]
+        return list(dict.fromkeys(found))
+
+
+QUICK = Settings(
+    shapes=((1, 4, 64, 64),),
+    peers=tuple(name for name in peers.PEERS if not name.startswith("compile")),
+    rounds=5,
+    seconds=0.5,
+)
+
+
+def run(settings: Settings, path: Path, report: Callable[[Entry], None]) -> Results:
+    """Measure; as soon as an entry is there, write the results so far to `path` and `report` it."""
+    results = Results(_now(), machine.describe(), _versions(), _backend())
+    compiler, threads_before = peers.Compiler(settings.compile_seconds), torch.get_num_threads()
+    try:
+        for name, shape, dtype, threads in settings.entries():
+            torch.set_num_threads(threads)
+            entry = measure(name, shape, dtype, settings, compiler.fresh())
+            results.entries.append(entry)
+            results.save(path)
+            report(entry)
+    finally:
+        torch.set_num_threads(threads_before)
+    return results
+
+
+def measure(name: str, shape: Shape, dtype: str, settings: Settings, compiler: peers.Compiler) -> Entry:
+    """Check and time every peer with the threads that are set."""
+    work = CASES[name].work(shape, DTYPES[dtype])
+    with torch.set_grad_enabled(work.gradients):
+        jobs, missing, wrong = _checked(work, settings.peers, compiler)
+        times = interleaved(work, jobs, settings.rounds, settings.seconds)
+    ours = times.get("fastdiff")
+    timings = {peer: _timing(theirs, ours) for peer, theirs in times.items()}
+    return Entry(name, shape, dtype, torch.get_num_threads(), work.elements, work.traffic, timings, missing, wrong)
+
+
+def _checked(
+    work: Work, names: Sequence[str], compiler: peers.Compiler
+) -> tuple[dict[str, Job], dict[str, str], dict[str, str]]:
+    """Return the jobs whose results are right, and for other peers why they are missing, or what is wrong."""
+    jobs: dict[str, Job] = {}
+    missing: dict[str, str] = {}
+    wrong: dict[str, str] = {}
+    for name in names:
+        try:
+            job = peers.make(name, work, compiler)
+            if job is not None:
+                check(work, job)
+                jobs[name] = job
+        except Unavailable as error:
+            missing[name] = str(error)
+        except WrongResult as error:
+            wrong[name] = str(error)
+    return jobs, missing, wrong
+
+
+def _timing(theirs: list[float], ours: list[float] | None) -> Timing:
+    ratios = None if ours is None else Spread.of([their / our for their, our in zip(theirs, ours, strict=True)])
+    return Timing(Spread.of(theirs), ratios, len(theirs))
+
+
+def _backend() -> str:
+    name, instructions = dispatch.resolve("auto", torch.device("cpu")), native.instruction_set()
+    return f"{name} ({instructions})" if name == "cpu" else name
+
+
+def _versions() -> dict[str, str]:
+    installed = {name: version for name, version in system.info().versions.items() if version is not None}
+    return {"python": platform.python_version(), **installed}
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

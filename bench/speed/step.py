@@ -1,0 +1,134 @@
+"""One step of a sampler, given the network's outputs: what fastdiff does, and what others do for the same result.
+
+Every peer starts from the state and the outputs of one network evaluation and ends with the next state, which in
+float32 is what the network reads next. Where the network reads bf16, the next state is also given in bf16: fastdiff's
+step writes it in the same pass, plain torch casts it, and a diffusers pipeline keeps its state in bf16 to begin with.
+
+With guidance the network's output holds both branches, the unconditional one first, as in a diffusers pipeline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastdiff.bench.speed.samplers import ROW, SAMPLERS, STEPS, Step, scheduler
+from fastdiff.bench.speed.work import Job, Tensors, Work, images, noise_key, philox
+from fastdiff.ops import dispatch, reference
+
+GUIDANCE = 2.0
+
+
+class StepWork(Work):
+    """A step on images [B, ...]: x and history are float32, the network's output [branches * B, ...] is of `dtype`."""
+
+    def __init__(self, sampler: str, guided: bool, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        self.sampler, self.shape, self.dtype = SAMPLERS[sampler](), shape, dtype
+        self.start = images(shape, torch.float32, seed=0)
+        self.x = self.start.clone()
+        self.network = torch.cat([images(shape, dtype, seed=1 + branch) for branch in range(1 + guided)])
+        self.w = GUIDANCE if guided else None
+        self.model_input = None if dtype == torch.float32 else torch.empty(shape, dtype=dtype)
+        self.last = images((self.sampler.plan.history_slots, *shape), torch.float32, seed=3)
+        self.history = self.last.clone()
+        self.elements = self.x.numel()
+        written = self.x.nbytes + self.history.nbytes
+        cast = 0 if self.model_input is None else self.model_input.nbytes
+        self.traffic = 2 * written + cast + self.network.nbytes
+
+    def jobs(self) -> Mapping[str, Callable[[], Job]]:
+        """fastdiff, plain torch, diffusers; and the memory's limit where a step moves three images' bytes."""
+        jobs = {"fastdiff": self.fastdiff, "eager": self.eager, "diffusers": self.diffusers}
+        return {**jobs, "limit": self.limit} if self.traffic == 3 * self.x.nbytes else jobs
+
+    def restore(self) -> None:
+        """Put the state back."""
+        self.x.copy_(self.start)
+        self.history.copy_(self.last)
+
+    def fastdiff(self) -> Job:
+        """The op, in place, with the check for NaN that `fastdiff.sample` asks for."""
+        plan, batch = self.sampler.plan, self.shape[0]
+        op = dispatch.backend("auto", self.x.device).step
+        out, uncond, w = self._branches()
+        row = torch.full((batch,), ROW)
+        key = noise_key(batch) if plan.draws_noise else None
+        first_bad = torch.full((batch,), 2 * len(plan))
+        table = torch.from_numpy(plan.table.copy()).float()
+        call = partial(op, self.x, out, table, plan.layout, row, uncond, w, key, self.model_input, first_bad)
+        if plan.history_slots:
+            call = partial(call, None, None, None, None, self.history)  # no variance, scale, threshold or y
+        return self._job(call, self._written, partial(philox, self.shape, "step", ROW))
+
+    def eager(self) -> Job:
+        """Plain torch, which returns new tensors."""
+        call = partial(_eager, self.sampler.eager, self.start, self.network, self.w, self.sampler.step(), *self.last)
+        return self._job(call, _named, partial(torch.randn, self.shape))
+
+    def diffusers(self) -> Job:
+        """A scheduler as a pipeline calls it; making it and setting its timesteps is not timed."""
+        theirs = scheduler(self.sampler.scheduler, self.sampler.config)
+        theirs.set_timesteps(STEPS)
+        if len(self.last):
+            theirs.model_outputs, theirs.lower_order_nums = [None, self.last[0].to(self.dtype)], 1
+        t, x = theirs.timesteps[ROW], self.start.to(self.dtype)
+        call = partial(_pipeline, theirs, self.network, self.w, t, x, **self.sampler.options)
+        job = self._job(call, lambda x: {"x": x}, partial(torch.randn, self.shape, dtype=self.dtype))
+        return replace(job, computes=self.dtype)
+
+    def limit(self) -> Job:
+        """`x += y` in float32: what the memory allows to anything that moves as many bytes, in place."""
+        y = images(self.shape, torch.float32, seed=1)
+        return Job(partial(self.x.add_, y), lambda x: {"x": x}, lambda z: {"x": self.start.double() + y.double()})
+
+    def _job(self, call: partial[Any], read: Callable[[Any], Tensors], noise: Callable[[], Tensor]) -> Job:
+        return Job(call, read, self._expected, noise if self.sampler.plan.draws_noise else None)
+
+    def _branches(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Return the conditional output, the unconditional one and w [B]; the last two are None without guidance."""
+        if self.w is None:
+            return self.network, None, None
+        uncond, out = self.network.chunk(2)
+        return out, uncond, torch.full((len(out),), self.w)
+
+    def _written(self, _: object) -> Tensors:
+        cast = {} if self.model_input is None else {"model_input": self.model_input}
+        return {"x": self.x, "history": self.history, **cast}
+
+    def _expected(self, z: Tensor | None) -> Tensors:
+        """The specification in float64, from the plan's float64 table."""
+        x, history, plan = self.start.double(), self.last.double(), self.sampler.plan
+        out, uncond, w = self._branches()
+        table, row = torch.from_numpy(plan.table.copy()), torch.full((len(x),), ROW)
+        reference.step(x, out, table, plan.layout, row, uncond, w, history=history, z=z)
+        return {"x": x, "history": history, "model_input": x}
+
+
+def _eager(
+    sampler: Callable[..., tuple[Tensor, ...]], x: Tensor, network: Tensor, w: float | None, step: Step, *last: Tensor
+) -> tuple[Tensor, ...]:
+    out = network.float()
+    if w is not None:
+        uncond, cond = out.chunk(2)
+        out = uncond + w * (cond - uncond)
+    x, *history = sampler(x, out, step, *last)
+    return x, x.to(network.dtype), *history
+
+
+def _named(found: tuple[Tensor, ...]) -> Tensors:
+    x, model_input, *history = found
+    return {"x": x, "model_input": model_input, **({"history": torch.stack(history)} if history else {})}
+
+
+def _pipeline(theirs: Any, network: Tensor, w: float | None, t: Tensor, x: Tensor, **options: Any) -> Any:
+    if w is not None:
+        uncond, cond = network.chunk(2)
+        network = uncond + w * (cond - uncond)
+    if hasattr(theirs, "model_outputs"):
+        theirs._step_index = ROW  # a multistep scheduler counts its calls, and would run out of rows
+    return theirs.step(network, t, x, return_dict=False, **options)[0]
