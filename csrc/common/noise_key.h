@@ -12,8 +12,8 @@ constexpr uint32_t kStepStream = 1;
 
 // The part of key and counter that all elements of one sample share.
 struct NoiseKey {
-  uint32_t key0[kRounds];
-  uint32_t key1[kRounds];
+  uint64_t key0[kRounds];  // 32-bit words, at the width in which SIMD lanes read them from memory
+  uint64_t key1[kRounds];
   uint32_t draw;
   uint32_t sample_low;
   uint32_t stream_and_sample_high;

@@ -21,7 +21,7 @@ template <class L>
 struct Splat {
   template <class Number>
   static FASTDIFF_INLINE L of(Number value) {
-    return value;
+    return static_cast<L>(value);
   }
 };
 template <class L, class Number>

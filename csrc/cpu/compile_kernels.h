@@ -42,11 +42,24 @@ struct Block {
   FASTDIFF_INLINE Lanes load(int element) const { return load_floats<Lanes>(data, kind, element); }
   FASTDIFF_INLINE void store(int element, Lanes value) const { store_floats(data, kind, element, value); }
 };
-// The hardware does not fetch ahead across pages of memory: ask for what lies one page further.
+template <int bytes>
+FASTDIFF_INLINE void fetch(const char* data) {
+  constexpr int kLine = 64;
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC unroll 16
+#endif
+  for (int line = 0; line < bytes; line += kLine) __builtin_prefetch(data + line);
+}
+
+// The hardware does not fetch ahead across pages of memory: ask for what lies one page further. This pays for two
+// streams; with a third (guidance) there are more requests than places for them, and steps get slower.
 FASTDIFF_INLINE void fetch_next_page(const Block& block) {
-  constexpr int kPage = 4096, kLine = 64;
-  const int bytes = kBlock * static_cast<int>(size_of(block.kind));
-  for (int line = 0; line < bytes; line += kLine) __builtin_prefetch(block.data + kPage + line);
+  constexpr int kPage = 4096;
+  if (block.kind == Float::float32) {
+    fetch<kBlock * 4>(block.data + kPage);
+  } else {
+    fetch<kBlock * 2>(block.data + kPage);
+  }
 }
 
 // Some block of a sample, whole or a tail.
@@ -63,20 +76,11 @@ struct Place {
     if (!direct(operand)) gather(operand, sample, begin, count, kBlock, buffer.bytes);
     return open(operand, buffer);
   }
-  // The same for a block of a long stream.
-  FASTDIFF_INLINE Block stream(const Operand& operand, Buffer& buffer) const {
-    const Block block = read(operand, buffer);
-    if (direct(operand)) fetch_next_page(block);
-    return block;
-  }
   FASTDIFF_INLINE FloatBlock open_state(const Operand& operand, Buffer& buffer) const {
     return {reinterpret_cast<float*>(open(operand, buffer).data)};
   }
   FASTDIFF_INLINE FloatBlock read_state(const Operand& operand, Buffer& buffer) const {
     return {reinterpret_cast<float*>(read(operand, buffer).data)};
-  }
-  FASTDIFF_INLINE FloatBlock stream_state(const Operand& operand, Buffer& buffer) const {
-    return {reinterpret_cast<float*>(stream(operand, buffer).data)};
   }
   FASTDIFF_INLINE void close(const Operand& operand, const Buffer& buffer) const {
     if (!direct(operand)) scatter(operand, sample, begin, count, buffer.bytes);
@@ -151,9 +155,14 @@ FASTDIFF_INLINE StepBlock open_block(const Uses& uses, const StepTensors& t, con
                                      Place place, StepBuffers& buffers) {
   StepBlock block;
   block.output_check = block.state_check = splat<Lanes>(0.0f);
-  block.x_ = place.stream_state(t.x, buffers.x);
-  block.out_ = place.stream(t.out, buffers.out);
-  if (uses.has(GUIDED)) block.uncond_ = place.stream(t.uncond, buffers.uncond);
+  block.x_ = place.read_state(t.x, buffers.x);
+  block.out_ = place.read(t.out, buffers.out);
+  if (uses.has(GUIDED)) {
+    block.uncond_ = place.read(t.uncond, buffers.uncond);
+  } else {
+    fetch_next_page({reinterpret_cast<char*>(block.x_.data), Float::float32});
+    fetch_next_page(block.out_);
+  }
   if (uses.has(CV)) block.variance_ = place.read(t.variance, buffers.variance);
   if (uses.has(ANCHORED)) block.y_ = place.read_state(t.y, buffers.y);
   for (int k = 0; k < kHistorySlots; ++k) {
@@ -203,7 +212,7 @@ int step_range_of(const Uses& uses, const StepTensors& tensors, const Row& row_,
   for_each_block(range, [&](Place place) {
     StepBlock block = open_block(uses, tensors, row, key, place, buffers);
     for (block.element = 0; block.element < kBlock; block.element += kPass) step<Lanes>(uses, row, block);
-    if (uses.has(FIRST_BAD)) {
+    if (uses.has(FIRST_BAD) && __builtin_expect(any_nan(block.output_check + block.state_check), false)) {
       if (any_nan(block.output_check)) not_finite |= kOutput;
       if (any_nan(block.state_check)) not_finite |= kState;
     }

@@ -92,9 +92,10 @@ FASTDIFF_INLINE void store(T* to, Two<L> from) {
   store(to + kFloats<L>, from.high);
 }
 
+// For lanes that are 0 or NaN.
 template <class L>
 FASTDIFF_INLINE bool any_nan(Two<L> x) {
-  return any_nan(x.low) | any_nan(x.high);
+  return any_nan(x.low + x.high);
 }
 
 // Floats that start at an element of what `from` points to, widened exactly.

@@ -22,7 +22,7 @@ struct Splat<Floats> {
 };
 template <>
 struct Splat<Words> {
-  static FASTDIFF_INLINE Words of(uint32_t value) { return (Words)_mm512_set1_epi64(value); }
+  static FASTDIFF_INLINE Words of(uint64_t value) { return (Words)_mm512_set1_epi64(value); }
 };
 
 FASTDIFF_INLINE Floats fma(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
