@@ -10,11 +10,7 @@ namespace {
 template <class F, int terms>
 FASTDIFF_INLINE F polynomial(const float (&coefficient)[terms], F x) {
   F p = splat<F>(coefficient[terms - 1]);
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC unroll 16
-#else
-#pragma unroll
-#endif
+  FASTDIFF_UNROLL
   for (int k = terms - 2; k >= 0; --k) p = fma(p, x, splat<F>(coefficient[k]));
   return p;
 }

@@ -18,11 +18,7 @@ FASTDIFF_INLINE Quad<Words> philox(const NoiseKey& key, Words quad) {
   Words c1 = splat<Words>(key.draw);
   Words c2 = splat<Words>(key.sample_low);
   Words c3 = splat<Words>(key.stream_and_sample_high);
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC unroll 10
-#else
-#pragma unroll
-#endif
+  FASTDIFF_UNROLL
   for (int round = 0; round < kRounds; ++round) {
     const auto product0 = wide_product(c0, 0xD2511F53u);
     const auto product1 = wide_product(c2, 0xCD9E8D57u);

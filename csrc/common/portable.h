@@ -1,4 +1,4 @@
-// What host and device code share: the inline marker, and one float as the smallest kind of lanes.
+// What host and device code share: markers for the compiler, and one float as the smallest kind of lanes.
 //
 // philox.h, normal.h and step.h are written once over "lanes": a float here, a SIMD register in cpu/lanes.h, several
 // registers in cpu/two.h. Everything stands in an unnamed namespace, because each instruction set compiles these
@@ -11,6 +11,13 @@
 #define FASTDIFF_INLINE __host__ __device__ __forceinline__
 #else
 #define FASTDIFF_INLINE inline __attribute__((always_inline))
+#endif
+
+// Stands before a short loop whose count the compiler knows.
+#if defined(__GNUC__) && !defined(__clang__)
+#define FASTDIFF_UNROLL _Pragma("GCC unroll 16")
+#else
+#define FASTDIFF_UNROLL _Pragma("unroll")
 #endif
 
 namespace fastdiff {

@@ -24,7 +24,7 @@ Float kind_of(const char* name, const Tensor& tensor) {
     case ScalarType::Half:
       return Float::float16;
     default:
-      check(false, name, " must be float32, bfloat16 or float16 for the cpu backend; float64 runs on eager");
+      refuse(name, " must be float32, bfloat16 or float16 for the cpu backend; float64 runs on eager");
   }
 }
 

@@ -1,0 +1,201 @@
+// The step on a range of elements, and the two parts of it that are reduced to one number per sample.
+#pragma once
+
+#include "cpu/blocks.h"
+
+#include "common/step.h"
+
+namespace fastdiff {
+namespace {
+
+// The loads and stores of common/step.h for one block.
+struct StepBlock {
+  FloatBlock x_, y_, z_, x0_, history_[kHistorySlots];
+  Block out_, uncond_, variance_, input_;
+  int64_t branches = 1;
+  int64_t branch_stride = 0;  // in bytes
+  int element = 0;
+  // Sums of 0 * value: NaN as soon as one of the values was not finite.
+  Lanes output_check, state_check;
+
+  FASTDIFF_INLINE Lanes x() const { return x_.load(element); }
+  FASTDIFF_INLINE Lanes out() const { return out_.load(element); }
+  FASTDIFF_INLINE Lanes uncond() const { return uncond_.load(element); }
+  FASTDIFF_INLINE Lanes variance() const { return variance_.load(element); }
+  FASTDIFF_INLINE Lanes y() const { return y_.load(element); }
+  FASTDIFF_INLINE Lanes z() const { return z_.load(element); }
+  FASTDIFF_INLINE Lanes history(int k) const { return history_[k].load(element); }
+  FASTDIFF_INLINE void store_x(Lanes value) const { x_.store(element, value); }
+  FASTDIFF_INLINE void store_y(Lanes value) const { y_.store(element, value); }
+  FASTDIFF_INLINE void store_x0(Lanes value) const { x0_.store(element, value); }
+  FASTDIFF_INLINE void store_history(int slot, Lanes value) const {
+    if (slot >= 0) history_[slot].store(element, value);
+  }
+  FASTDIFF_INLINE void store_model_input(Lanes value) const {
+    for (int64_t branch = 0; branch < branches; ++branch) {
+      Block{input_.data + branch * branch_stride, input_.kind}.store(element, value);
+    }
+  }
+  FASTDIFF_INLINE void check(Lanes out, Lanes x) {
+    output_check = fma(out, splat<Lanes>(0.0f), output_check);
+    state_check = fma(x, splat<Lanes>(0.0f), state_check);
+  }
+};
+
+struct StepBuffers {
+  Buffer x, out, uncond, variance, y, z, x0, input, history[kHistorySlots];
+};
+
+template <class Uses>
+FASTDIFF_INLINE bool touches_history(const Uses& uses, const Row& row, int k) {
+  return uses.has(CH0 + k) || uses.has(DH0 + k) || (uses.has(SLOT) && static_cast<int>(row.c[SLOT]) == k);
+}
+
+template <class Uses>
+FASTDIFF_INLINE StepBlock open_block(const Uses& uses, const StepTensors& t, const Row& row, const NoiseKey& key,
+                                     Place place, StepBuffers& buffers) {
+  StepBlock block;
+  block.output_check = block.state_check = splat<Lanes>(0.0f);
+  block.x_ = place.read_state(t.x, buffers.x);
+  block.out_ = place.read(t.out, buffers.out);
+  if (uses.has(GUIDED)) {
+    block.uncond_ = place.read(t.uncond, buffers.uncond);
+  } else {
+    fetch_next_page({reinterpret_cast<char*>(block.x_.data), Float::float32});
+    fetch_next_page(block.out_);
+  }
+  if (uses.has(CV)) block.variance_ = place.read(t.variance, buffers.variance);
+  if (uses.has(ANCHORED)) block.y_ = place.read_state(t.y, buffers.y);
+  for (int k = 0; k < kHistorySlots; ++k) {
+    if (touches_history(uses, row, k)) block.history_[k] = place.read_state(t.history[k], buffers.history[k]);
+  }
+  if (uses.draws_noise()) {
+    if (t.z.given()) {
+      block.z_ = place.read_state(t.z, buffers.z);
+    } else {
+      draw_block(key, place, buffers.z.floats());
+      block.z_ = {buffers.z.floats()};
+    }
+  }
+  if (uses.has(X0_OUT)) block.x0_ = place.open_state(t.x0_out, buffers.x0);
+  if (uses.has(MODEL_INPUT)) {
+    const bool direct = place.direct(t.model_input);
+    block.input_ = place.open(t.model_input, buffers.input);
+    block.branches = direct ? t.branches : 1;
+    block.branch_stride = t.samples * t.model_input.sample_stride;
+  }
+  return block;
+}
+
+template <class Uses>
+FASTDIFF_INLINE void close_block(const Uses& uses, const StepTensors& t, const Row& row, Place place,
+                                 const StepBuffers& buffers) {
+  place.close(t.x, buffers.x);
+  if (uses.writes_anchor()) place.close(t.y, buffers.y);
+  if (uses.has(SLOT) && row.c[SLOT] >= 0.0f) {
+    const int slot = static_cast<int>(row.c[SLOT]);
+    place.close(t.history[slot], buffers.history[slot]);
+  }
+  if (uses.has(X0_OUT)) place.close(t.x0_out, buffers.x0);
+  if (uses.has(MODEL_INPUT)) {
+    for (int64_t branch = 0; branch < t.branches; ++branch) {
+      Place{place.sample + branch * t.samples, place.begin, place.count}.close(t.model_input, buffers.input);
+    }
+  }
+}
+
+template <class Uses>
+int step_range_of(const Uses& uses, const StepTensors& tensors, const Row& row_, const NoiseKey& key, Range range) {
+  // A copy that nothing else can point to stays in registers while floats are stored.
+  const Row row = row_;
+  StepBuffers buffers;
+  int not_finite = 0;
+  for_each_block(range, [&](Place place) {
+    StepBlock block = open_block(uses, tensors, row, key, place, buffers);
+    for (block.element = 0; block.element < kBlock; block.element += kPass) step<Lanes>(uses, row, block);
+    if (uses.has(FIRST_BAD) && __builtin_expect(any_nan(block.output_check + block.state_check), false)) {
+      if (any_nan(block.output_check)) not_finite |= kOutput;
+      if (any_nan(block.state_check)) not_finite |= kState;
+    }
+    close_block(uses, tensors, row, place, buffers);
+  });
+  return not_finite;
+}
+
+constexpr uint64_t set_of() { return 0; }
+template <class... Rest>
+constexpr uint64_t set_of(int column, Rest... rest) {
+  return uint64_t{1} << column | set_of(rest...);
+}
+
+// A set of columns known to the compiler, but for what many samplers may or may not use, which stays a question.
+template <uint64_t columns>
+struct Formula {
+  static constexpr uint64_t kOptional = set_of(SCALE_IN, CZ, GUIDED, MODEL_INPUT, FIRST_BAD);
+  Uses uses;
+
+  static bool fits(Uses uses) { return (uses.bits & ~kOptional) == columns; }
+
+  FASTDIFF_INLINE bool has(int column) const {
+    return (kOptional >> column & 1) ? uses.has(column) : (columns >> column & 1);
+  }
+  FASTDIFF_INLINE bool any(int first, int last) const {
+    const uint64_t span = ((uint64_t{2} << (last - first)) - 1) << first;
+    return (columns & span) || (kOptional & span && uses.any(first, last));
+  }
+  FASTDIFF_INLINE bool draws_noise() const { return has(CZ); }
+  FASTDIFF_INLINE bool writes_anchor() const { return false; }
+};
+
+using DdimClipped = Formula<set_of(PX, PO, CLIP, EX, E0, C0, CE)>;
+using Ddim = Formula<set_of(PX, PO, EO, C0, CE)>;
+using DdimVelocity = Formula<set_of(PX, PO, EX, EO, C0, CE)>;
+using AncestralClipped = Formula<set_of(PX, PO, CLIP, CX, C0)>;
+using Ancestral = Formula<set_of(PX, PO, CX, C0)>;
+using MultistepClipped = Formula<set_of(PX, PO, CLIP, CX, C0, CH0, SLOT)>;
+using Multistep = Formula<set_of(PX, PO, CX, C0, CH0, SLOT)>;
+
+// Calls run with the first formula that fits, or with the set of columns as it is.
+template <class Run>
+int with_formula(Uses uses, const Run& run) {
+  return run(uses);
+}
+template <class First, class... Rest, class Run>
+int with_formula(Uses uses, const Run& run) {
+  return First::fits(uses) ? run(First{uses}) : with_formula<Rest...>(uses, run);
+}
+
+int step_range(const StepTensors& tensors, const Row& row, const NoiseKey& key, Range range) {
+  return with_formula<DdimClipped, Ddim, DdimVelocity, AncestralClipped, Ancestral, MultistepClipped, Multistep>(
+      tensors.uses, [&](const auto& uses) { return step_range_of(uses, tensors, row, key, range); });
+}
+
+void guide_range(const StepTensors& tensors, const Row& row, Range range, float* conditional, float* guided_out) {
+  StepBuffers buffers;
+  for_each_block(range, [&](Place place) {
+    StepBlock block{};
+    block.out_ = place.read(tensors.out, buffers.out);
+    block.uncond_ = place.read(tensors.uncond, buffers.uncond);
+    for (block.element = 0; block.element < kBlock; block.element += kPass) {
+      store_floats(conditional, Float::float32, block.element, block.out());
+      store_floats(guided_out, Float::float32, block.element, guided<Lanes>(tensors.uses, row, block));
+    }
+  });
+}
+
+void predict_x0_range(const StepTensors& tensors, const Row& row, Range range, float* x0) {
+  StepBuffers buffers;
+  for_each_block(range, [&](Place place) {
+    StepBlock block{};
+    block.x_ = place.read_state(tensors.x, buffers.x);
+    block.out_ = place.read(tensors.out, buffers.out);
+    if (tensors.uses.has(GUIDED)) block.uncond_ = place.read(tensors.uncond, buffers.uncond);
+    for (block.element = 0; block.element < kBlock; block.element += kPass) {
+      const Lanes out = guided<Lanes>(tensors.uses, row, block);
+      store_floats(x0, Float::float32, block.element, predict_x0(tensors.uses, row, block.x(), out));
+    }
+  });
+}
+
+}  // namespace
+}  // namespace fastdiff
