@@ -4,29 +4,42 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --no-build-isolation -c constraints.txt
-PACKAGE := pyproject.toml setup.py constraints.txt $(wildcard csrc/*.cpp csrc/*/*.*)
+PACKAGE := pyproject.toml setup.py constraints.txt $(filter-out csrc/tests/%,$(wildcard csrc/*.cpp csrc/*/*.*))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint types check checkpoint rngtest quality bench wheel clean
+.PHONY: help demo test test-aarch64 lint types check checkpoint rngtest quality bench wheel clean
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1	/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1	/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
 
 demo: .venv/.run  ## install what sampling needs and draw samples.png
 	$(BIN)/fastdiff sample --steps 20 --out samples.png
 
 check: lint types test  ## lint, types and test
 
-lint: .venv/.dev  ## ruff: rules and format
+lint: .venv/.dev  ## ruff and clang-format: rules and format
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/clang-format --dry-run --Werror csrc/*/*.h csrc/*/*.cpp
 
 types: .venv/.dev  ## mypy
 	$(BIN)/mypy
 
 test: .venv/.dev  ## pytest
 	$(BIN)/pytest
+
+BITS = $(addprefix csrc/,tests/bits.cpp cpu/scalar.cpp cpu/avx2.cpp cpu/avx512.cpp cpu/operand.cpp) -std=c++17 -O3 \
+	-ffp-contract=off -static -Icsrc -I"$$($(BIN)/python -c 'import torch; print(*torch.__path__)')/include"
+test-aarch64: .venv/.tools  ## compare the bits of the C++ kernels with those on an emulated aarch64
+	@for tool in $(CXX) aarch64-linux-gnu-g++ qemu-aarch64; do command -v $$tool >/dev/null || { echo "make test-aarch64" \
+		"needs $$tool: apt-get install g++ g++-aarch64-linux-gnu qemu-user" >&2; exit 1; }; done
+	mkdir -p build/bits
+	$(CXX) $(BITS) -o build/bits/native
+	aarch64-linux-gnu-g++ $(BITS) -o build/bits/aarch64
+	build/bits/native >build/bits/native.txt
+	qemu-aarch64 build/bits/aarch64 >build/bits/aarch64.txt
+	diff build/bits/native.txt build/bits/aarch64.txt
 
 checkpoint: .venv/.dev  ## train the shipped checkpoint again
 	rm -rf runs/checkpoint

@@ -5,6 +5,7 @@
 
 namespace fastdiff {
 
+// clang-format off
 enum Column : int {
   SCALE_IN, PX, PO, CLIP,
   EX, EO, E0,
@@ -16,6 +17,7 @@ enum Column : int {
   STORES_EPS = COLUMNS,
   GUIDED, SCALED, THRESHOLDED, ANCHORED, X0_OUT, MODEL_INPUT, FIRST_BAD
 };
+// clang-format on
 
 constexpr int kHistorySlots = 4;
 

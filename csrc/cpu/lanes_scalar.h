@@ -36,7 +36,9 @@ FASTDIFF_INLINE void load(const Float16* from, Floats& to) {
   to = torch::headeronly::detail::fp16_ieee_to_fp32_value(from->bits);
 }
 FASTDIFF_INLINE void store(float* to, Floats from) { *to = from; }
-FASTDIFF_INLINE void store(BFloat16* to, Floats from) { to->bits = torch::headeronly::detail::round_to_nearest_even(from); }
+FASTDIFF_INLINE void store(BFloat16* to, Floats from) {
+  to->bits = torch::headeronly::detail::round_to_nearest_even(from);
+}
 FASTDIFF_INLINE void store(Float16* to, Floats from) {
   to->bits = torch::headeronly::detail::fp16_ieee_from_fp32_value(from);
 }

@@ -87,8 +87,7 @@ Tensor noise_loss(const Tensor& pred, const Tensor& key, const Tensor& draw, int
   for_each_range(
       shape.samples, shape.elements, kNoiseGrain,
       [&](Range range) {
-        partial[range.sample * parts + range.begin / kPart] =
-            kernel.noise_loss(predicted, draws[range.sample], range);
+        partial[range.sample * parts + range.begin / kPart] = kernel.noise_loss(predicted, draws[range.sample], range);
       },
       kPart);
 

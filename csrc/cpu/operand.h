@@ -8,7 +8,8 @@ namespace fastdiff {
 
 constexpr int kMaxDims = 16;
 
-// How the elements of one sample lie where they are not dense; sizes and strides in elements, the last dimension fastest.
+// How the elements of one sample lie where they are not dense; sizes and strides in elements, the last dimension
+// fastest.
 struct Strides {
   int dims = 0;
   int64_t size[kMaxDims];
@@ -16,8 +17,8 @@ struct Strides {
 };
 
 struct Operand {
-  char* data = nullptr;            // null where the tensor is not given
-  int64_t sample_stride = 0;       // in bytes
+  char* data = nullptr;              // null where the tensor is not given
+  int64_t sample_stride = 0;         // in bytes
   const Strides* strides = nullptr;  // null where each sample is dense
   Float kind = Float::float32;
 

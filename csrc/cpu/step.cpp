@@ -89,13 +89,13 @@ void add_history(StepCall& call, const MaybeTensor& history) {
   const int slots = history ? history_slots(*history, call.shape, call.pool, call.tensors.history) : 0;
   for (int k = 0; k < kHistorySlots; ++k) {
     check(k < slots || !(uses.has(CH0 + k) || uses.has(DH0 + k)), "the table reads history slot ", k,
-                    ", and history has ", slots, " slots");
+          ", and history has ", slots, " slots");
   }
   if (!uses.has(SLOT)) return;
   for (int64_t b = 0; b < call.shape.samples; ++b) {
     const float slot = call.row(b).c[SLOT];
     check(slot < static_cast<float>(slots), "the table writes history slot ", slot, ", and history has ", slots,
-                    " slots");
+          " slots");
   }
 }
 
@@ -128,7 +128,8 @@ void add_outputs(StepCall& call, const MaybeTensor& model_input, const MaybeTens
 // Lowers first_bad of a sample; its ranges may be in the hands of several threads.
 void note_bad(int64_t* first_bad, int64_t code) {
   int64_t seen = __atomic_load_n(first_bad, __ATOMIC_RELAXED);
-  while (code < seen && !__atomic_compare_exchange_n(first_bad, &seen, code, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+  while (code < seen &&
+         !__atomic_compare_exchange_n(first_bad, &seen, code, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
   }
 }
 
@@ -162,7 +163,8 @@ void step(const Tensor& x, const Tensor& out, const Tensor& table, int64_t layou
     NoiseKey noise;
     if (draws) noise = noise_key(keys.seed[b], keys.sample[b], static_cast<uint32_t>(index), kStepStream);
     const int not_finite = kernel.step(tensors, call.row(b), noise, range);
-    if (not_finite) note_bad(const_cast<int64_t*>(&bad.data[b * bad.stride]), 2 * index + (not_finite & kOutput ? 0 : 1));
+    if (not_finite)
+      note_bad(const_cast<int64_t*>(&bad.data[b * bad.stride]), 2 * index + (not_finite & kOutput ? 0 : 1));
   });
 }
 

@@ -87,8 +87,8 @@ Operand operand(const char* name, const Tensor& tensor, int64_t skip, const Shap
     result.strides = &pool.entry[pool.used++];
   }
   check(access == Access::read || shape.elements * shape.samples == 0 ||
-                      has_own_memory(merged, shape.samples * branches, strides[skip]),
-                  name, " is written, so its elements must not share memory: pass a copy");
+            has_own_memory(merged, shape.samples * branches, strides[skip]),
+        name, " is written, so its elements must not share memory: pass a copy");
   return result;
 }
 
@@ -97,7 +97,7 @@ Operand operand(const char* name, const Tensor& tensor, int64_t skip, const Shap
 Shape::Shape(const Tensor& like) : tensor(like), samples(0), elements(1) {
   const auto sizes = like.sizes();
   check(sizes.size() >= 1 && sizes.size() <= kMaxDims, "image tensors must have 1 to ", kMaxDims,
-                  " dimensions, the samples first");
+        " dimensions, the samples first");
   samples = sizes[0];
   for (size_t d = 1; d < sizes.size(); ++d) elements *= sizes[d];
   check(elements <= kMostElements, "a sample can have at most 2^34 elements");
@@ -116,7 +116,7 @@ Operand state(const char* name, const Tensor& tensor, const Shape& shape, Access
 
 int history_slots(const Tensor& tensor, const Shape& shape, StridesPool& pool, Operand* slot) {
   check(tensor.dim() >= 2 && tensor.size(0) <= kHistorySlots, "history must be [slots, samples, ...] with at most ",
-                  kHistorySlots, " slots");
+        kHistorySlots, " slots");
   const Operand first = operand("history", tensor, 1, shape, Access::write, pool, 1);
   check(first.kind == Float::float32, "history must be float32");
   const int slots = static_cast<int>(tensor.size(0));
@@ -133,8 +133,8 @@ template <class Number>
 PerSample<Number> per_sample(const char* name, const Tensor& tensor, int64_t samples, ScalarType type,
                              const char* type_name) {
   check_place(name, tensor);
-  check(tensor.scalar_type() == type && tensor.dim() == 1 && tensor.size(0) == samples, name, " must be ",
-                  type_name, " with one number for each of ", samples, " samples");
+  check(tensor.scalar_type() == type && tensor.dim() == 1 && tensor.size(0) == samples, name, " must be ", type_name,
+        " with one number for each of ", samples, " samples");
   return {static_cast<const Number*>(tensor.data_ptr()), tensor.stride(0)};
 }
 
@@ -151,7 +151,7 @@ PerSample<float> floats(const char* name, const Tensor& tensor, int64_t samples)
 Table::Table(const Tensor& tensor, int64_t columns) {
   check_place("table", tensor);
   check(tensor.scalar_type() == ScalarType::Float && tensor.dim() == 2 && tensor.size(1) == columns,
-                  "table must be float32 [rows, ", columns, "] for this call");
+        "table must be float32 [rows, ", columns, "] for this call");
   data = static_cast<const float*>(tensor.data_ptr());
   rows = tensor.size(0);
   row_stride = tensor.stride(0);
@@ -164,9 +164,9 @@ void Table::check_row(const char* name, int64_t row) const {
 
 Keys::Keys(const Tensor& tensor, int64_t samples) {
   check_place("key", tensor);
-  check(tensor.scalar_type() == ScalarType::Long && tensor.dim() == 2 && tensor.size(0) == 2 &&
-                      tensor.size(1) == samples,
-                  "key must be int64 [2, ", samples, "]: seeds and sample indices");
+  check(
+      tensor.scalar_type() == ScalarType::Long && tensor.dim() == 2 && tensor.size(0) == 2 && tensor.size(1) == samples,
+      "key must be int64 [2, ", samples, "]: seeds and sample indices");
   const auto* data = static_cast<const int64_t*>(tensor.data_ptr());
   seed = {data, tensor.stride(1)};
   sample = {data + tensor.stride(0), tensor.stride(1)};

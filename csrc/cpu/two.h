@@ -1,4 +1,5 @@
-// Two lanes side by side, and by nesting four, eight, ...: independent chains of arithmetic that hide each other's latency.
+// Two lanes side by side, and by nesting four, eight, ...: independent chains of arithmetic that hide each other's
+// latency.
 #pragma once
 
 #include "common/portable.h"
@@ -19,14 +20,14 @@ struct Splat<Two<L>> {
   }
 };
 
-#define FASTDIFF_OPERATOR(op)                                                 \
-  template <class L>                                                          \
-  FASTDIFF_INLINE Two<L> operator op(Two<L> a, Two<L> b) {                    \
-    return {a.low op b.low, a.high op b.high};                                \
-  }                                                                           \
-  template <class L, class Number>                                            \
-  FASTDIFF_INLINE Two<L> operator op(Two<L> a, Number b) {                    \
-    return {a.low op b, a.high op b};                                         \
+#define FASTDIFF_OPERATOR(op)                              \
+  template <class L>                                       \
+  FASTDIFF_INLINE Two<L> operator op(Two<L> a, Two<L> b) { \
+    return {a.low op b.low, a.high op b.high};             \
+  }                                                        \
+  template <class L, class Number>                         \
+  FASTDIFF_INLINE Two<L> operator op(Two<L> a, Number b) { \
+    return {a.low op b, a.high op b};                      \
   }
 FASTDIFF_OPERATOR(+)
 FASTDIFF_OPERATOR(-)
@@ -43,10 +44,10 @@ FASTDIFF_INLINE Two<L> operator*(float a, Two<L> b) {
   return {a * b.low, a * b.high};
 }
 
-#define FASTDIFF_UNARY(name)                                                  \
-  template <class L>                                                          \
-  FASTDIFF_INLINE auto name(Two<L> a) -> Two<decltype(name(a.low))> {         \
-    return {name(a.low), name(a.high)};                                       \
+#define FASTDIFF_UNARY(name)                                          \
+  template <class L>                                                  \
+  FASTDIFF_INLINE auto name(Two<L> a) -> Two<decltype(name(a.low))> { \
+    return {name(a.low), name(a.high)};                               \
   }
 FASTDIFF_UNARY(square_root)
 FASTDIFF_UNARY(bits)

@@ -12,7 +12,7 @@
 #include <string>
 #include <vector>
 
-#include "cpu/kernels.h"
+#include "cpu/level.h"
 
 using namespace fastdiff;
 
@@ -171,6 +171,8 @@ std::vector<Case> cases() {
       step_case("DDIM, v-prediction", set_of({PX, PO, EX, EO, C0, CE, GUIDED})),
       step_case("ancestral, clipped", set_of({PX, PO, CLIP, CX, C0, CZ, GUIDED, MODEL_INPUT})),
       step_case("ancestral", set_of({PX, PO, CX, C0, CZ})),
+      step_case("multistep, clipped", set_of({PX, PO, CLIP, CX, C0, CH0, SLOT, MODEL_INPUT})),
+      step_case("multistep", set_of({PX, PO, CX, C0, CH0, SLOT, CZ})),
       step_case("history of x0", set_of({PX, PO, CX, C0, CH0, CH1, CH2, CH3, SLOT})),
       step_case("history of eps", set_of({EX, EO, CX, CE, CH0, CH1, SLOT, STORES_EPS})),
       step_case("anchor state", set_of({PO, CY, C0, DX, DY, D0, DZ, ANCHORED})),
@@ -207,13 +209,11 @@ struct InstructionSet {
 
 // Those of this machine, plain C++ first.
 std::vector<InstructionSet> instruction_sets() {
-  std::vector<InstructionSet> sets = {{"plain C++", kScalarKernels}};
-#if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) sets.push_back({"AVX2", kAvx2Kernels});
-  if (__builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq")) {
-    sets.push_back({"AVX-512", kAvx512Kernels});
+  const char* const names[] = {"plain C++", "AVX2", "AVX-512"};  // in the order of Level
+  std::vector<InstructionSet> sets;
+  for (int level = kScalar; level <= best_level(); ++level) {
+    sets.push_back({names[level], kernels_of(static_cast<Level>(level))});
   }
-#endif
   return sets;
 }
 
