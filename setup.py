@@ -20,9 +20,14 @@ def find(*patterns):
     return sorted(path.as_posix() for pattern in patterns for path in Path().glob(pattern))
 
 
+def has_python_header():
+    """Whether the Python module can be built too; without it the kernels are reached through torch alone."""
+    return Path(sysconfig.get_paths()["include"], "Python.h").exists()
+
+
 def extension():
     """Return the arguments that make `setup` build the extension; none where it is not wanted or cannot be built."""
-    sources = find("csrc/*.cpp", "csrc/cpu/*.cpp")
+    sources = find("csrc/cpu/*.cpp", *(["csrc/python/*.cpp"] if has_python_header() else []))
     if not sources or os.environ.get("FASTDIFF_NO_EXT", "0") not in ("", "0"):
         return {}
     if sysconfig.get_config_var("Py_GIL_DISABLED"):

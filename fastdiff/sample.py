@@ -106,7 +106,7 @@ def sample(
         if dynamic_threshold is not None:
             limit = ops.threshold(x, out, table, layout, rows[row], u, w, rescale, dynamic_threshold)
         z = _given(noise, "step", row, x.shape).to(x) if noise is not None and plan.draws_noise else None
-        ops.step(  # by position: names cost time in torch's dispatcher
+        ops.step_directly(
             *(x, out, table, layout, rows[row], u, w, key, model_input, first_bad),
             *(v, rescale, limit, y, history, z, x0),
         )
@@ -191,6 +191,8 @@ def _split(out: Tensor, x: Tensor, plan: Plan, branches: int) -> tuple[Tensor, T
     """
     if out.dtype not in (torch.float32, torch.bfloat16, torch.float16, x.dtype):
         raise InputError(f"the model returned {out.dtype}; a state of {x.dtype} takes float32, bfloat16 or float16")
+    if out.is_neg():
+        out = out.resolve_neg()
     batch, expected = len(x), (branches * len(x), *x.shape[1:])
     doubled = (expected[0], 2 * expected[1], *expected[2:])
     variance = None

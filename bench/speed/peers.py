@@ -16,9 +16,10 @@ from fastdiff.ops import native
 
 # What each does, the one that the others are compared with first.
 PEERS = {
-    "fastdiff": "the op that the library calls",
-    "avx2": "the same op with its instruction set held down to AVX2",
-    "scalar": "the same op without vector instructions",
+    "fastdiff": "what the library calls",
+    "dispatched": "the same step as a torch op, `torch.ops.fastdiff.step`",
+    "avx2": "the same as fastdiff with its instruction set held down to AVX2",
+    "scalar": "the same without vector instructions",
     "eager": "plain torch, as one would write it",
     "compile": "`torch.compile` of eager; it draws noise by a generator of its own",
     "compile-fallback": "the same with `fallback_random`, which keeps torch's generator",

@@ -43,7 +43,12 @@ class StepWork(Work):
 
     def jobs(self) -> Mapping[str, Callable[[], Job]]:
         """fastdiff, plain torch, diffusers; and the memory's limit where a step moves three images' bytes."""
-        jobs = {"fastdiff": self.fastdiff, "eager": self.eager, "diffusers": self.diffusers}
+        jobs: dict[str, Callable[[], Job]] = {
+            "fastdiff": partial(self.fastdiff, "step_directly"),
+            "dispatched": partial(self.fastdiff, "step"),
+            "eager": self.eager,
+            "diffusers": self.diffusers,
+        }
         return {**jobs, "limit": self.limit} if self.traffic == 3 * self.x.nbytes else jobs
 
     def restore(self) -> None:
@@ -51,16 +56,16 @@ class StepWork(Work):
         self.x.copy_(self.start)
         self.history.copy_(self.last)
 
-    def fastdiff(self) -> Job:
-        """The op, in place, with the check for NaN that `fastdiff.sample` asks for."""
+    def fastdiff(self, name: str) -> Job:
+        """The step in place, with the check for NaN that `fastdiff.sample` asks for; `name` is the backend's."""
         plan, batch = self.sampler.plan, self.shape[0]
-        op = dispatch.backend("auto", self.x.device).step
+        step = getattr(dispatch.backend("auto", self.x.device), name)
         out, uncond, w = self._branches()
         row = torch.full((batch,), ROW)
         key = noise_key(batch) if plan.draws_noise else None
         first_bad = torch.full((batch,), 2 * len(plan))
         table = torch.from_numpy(plan.table.copy()).float()
-        call = partial(op, self.x, out, table, plan.layout, row, uncond, w, key, self.model_input, first_bad)
+        call = partial(step, self.x, out, table, plan.layout, row, uncond, w, key, self.model_input, first_bad)
         if plan.history_slots:
             call = partial(call, None, None, None, None, self.history)  # no variance, scale, threshold or y
         return self._job(call, self._written, partial(philox, self.shape, "step", ROW))

@@ -152,7 +152,9 @@ float quantile_of(const AbsoluteX0& values, int64_t elements, double quantile) {
 
 Tensor threshold(const Tensor& x, const Tensor& out, const Tensor& table, int64_t layout, const Tensor& row,
                  const MaybeTensor& uncond, const MaybeTensor& w, const MaybeTensor& scale, double quantile) {
-  const StepCall call(x, out, table, layout, row, uncond, w, scale, std::nullopt);
+  StepArguments arguments{x, out, table, layout, row, view_of(uncond), view_of(w)};
+  arguments.scale = view_of(scale);
+  const StepCall call(arguments);
   check(quantile >= 0.0 && quantile <= 1.0, "quantile must be in 0..1, got ", quantile);
   const int64_t samples = call.shape.samples, elements = call.shape.elements;
   check(elements > 0 || samples == 0, "threshold needs samples with elements");

@@ -20,32 +20,30 @@ bool in_layout(int64_t layout, int column) { return layout >> column & 1; }
 
 }  // namespace
 
-StepCall::StepCall(const Tensor& x, const Tensor& out, const Tensor& table_, int64_t layout_, const Tensor& row,
-                   const MaybeTensor& uncond, const MaybeTensor& w_, const MaybeTensor& scale_,
-                   const MaybeTensor& threshold_)
-    : layout(layout_),
-      shape(x),
-      table(table_, __builtin_popcountll(layout_ & kColumnBits)),
-      rows(whole_numbers("row", row, shape.samples)) {
+StepCall::StepCall(const StepArguments& arguments)
+    : layout(arguments.layout),
+      shape(arguments.x),
+      table(arguments.table, __builtin_popcountll(arguments.layout & kColumnBits)),
+      rows(whole_numbers("row", arguments.row, shape.samples)) {
   check((layout & ~kLayoutBits) == 0, "layout ", layout, " names no set of columns");
   Uses& uses = tensors.uses;
   uses.bits = static_cast<uint64_t>(layout);
   tensors.samples = shape.samples;
-  tensors.x = state("x", x, shape, Access::read, pool);
-  tensors.out = image("out", out, shape, Access::read, pool);
-  if (uncond) {
-    check(w_.has_value(), "uncond needs w, the guidance scale of each sample");
-    tensors.uncond = image("uncond", *uncond, shape, Access::read, pool);
-    w = floats("w", *w_, shape.samples);
+  tensors.x = state("x", arguments.x, shape, Access::read, pool);
+  tensors.out = image("out", arguments.out, shape, Access::read, pool);
+  if (arguments.uncond) {
+    check(arguments.w.has_value(), "uncond needs w, the guidance scale of each sample");
+    tensors.uncond = image("uncond", *arguments.uncond, shape, Access::read, pool);
+    w = floats("w", *arguments.w, shape.samples);
     uses.add(GUIDED);
   }
-  if (scale_) {
-    scale = floats("scale", *scale_, shape.samples);
+  if (arguments.scale) {
+    scale = floats("scale", *arguments.scale, shape.samples);
     uses.add(SCALED);
   }
-  if (threshold_) {
+  if (arguments.threshold) {
     check(uses.has(CLIP), "threshold needs the column clip");
-    threshold = floats("threshold", *threshold_, shape.samples);
+    threshold = floats("threshold", *arguments.threshold, shape.samples);
     uses.add(THRESHOLDED);
   }
   for (int64_t b = 0; b < shape.samples; ++b) table.check_row("row", rows[b]);
@@ -74,7 +72,7 @@ Row StepCall::row(int64_t sample) const {
 
 namespace {
 
-void add_anchor(StepCall& call, const MaybeTensor& y) {
+void add_anchor(StepCall& call, const MaybeView& y) {
   Uses& uses = call.tensors.uses;
   if (y) {
     call.tensors.y = state("y", *y, call.shape, Access::write, call.pool);
@@ -84,7 +82,7 @@ void add_anchor(StepCall& call, const MaybeTensor& y) {
   check(y || !(uses.has(CY) || uses.any(DX, DZ)), "the table has columns of the anchor state, which need y");
 }
 
-void add_history(StepCall& call, const MaybeTensor& history) {
+void add_history(StepCall& call, const MaybeView& history) {
   const Uses& uses = call.tensors.uses;
   const int slots = history ? history_slots(*history, call.shape, call.pool, call.tensors.history) : 0;
   for (int k = 0; k < kHistorySlots; ++k) {
@@ -100,7 +98,7 @@ void add_history(StepCall& call, const MaybeTensor& history) {
 }
 
 // Returns the keys where noise is to be drawn.
-Keys add_noise(StepCall& call, const MaybeTensor& key, const MaybeTensor& z) {
+Keys add_noise(StepCall& call, const MaybeView& key, const MaybeView& z) {
   if (!call.tensors.uses.draws_noise()) return {};
   if (z) {
     call.tensors.z = state("z", *z, call.shape, Access::read, call.pool);
@@ -110,11 +108,11 @@ Keys add_noise(StepCall& call, const MaybeTensor& key, const MaybeTensor& z) {
   return Keys(*key, call.shape.samples);
 }
 
-void add_outputs(StepCall& call, const MaybeTensor& model_input, const MaybeTensor& x0_out) {
+void add_outputs(StepCall& call, const MaybeView& model_input, const MaybeView& x0_out) {
   StepTensors& tensors = call.tensors;
   if (model_input) {
     const int64_t samples = call.shape.samples;
-    const int64_t given = model_input->dim() > 0 ? model_input->size(0) : 0;
+    const int64_t given = model_input->dims > 0 ? model_input->size[0] : 0;
     tensors.branches = samples ? std::max<int64_t>(1, given / samples) : 1;
     tensors.model_input = image("model_input", *model_input, call.shape, Access::write, call.pool, tensors.branches);
     tensors.uses.add(MODEL_INPUT);
@@ -133,25 +131,23 @@ void note_bad(int64_t* first_bad, int64_t code) {
   }
 }
 
-void step(const Tensor& x, const Tensor& out, const Tensor& table, int64_t layout, const Tensor& row,
-          const MaybeTensor& uncond, const MaybeTensor& w, const MaybeTensor& key, const MaybeTensor& model_input,
-          const MaybeTensor& first_bad, const MaybeTensor& variance, const MaybeTensor& scale,
-          const MaybeTensor& threshold, const MaybeTensor& y, const MaybeTensor& history, const MaybeTensor& z,
-          const MaybeTensor& x0_out) {
-  StepCall call(x, out, table, layout, row, uncond, w, scale, threshold);
+}  // namespace
+
+void step(const StepArguments& arguments) {
+  StepCall call(arguments);
   StepTensors& tensors = call.tensors;
   const Uses& uses = tensors.uses;
-  tensors.x = state("x", x, call.shape, Access::write, call.pool);
+  tensors.x = state("x", arguments.x, call.shape, Access::write, call.pool);
   if (!uses.has(CZ)) tensors.uses.remove(CV);
-  check(variance || !uses.has(CV), "the table has the column cv, which needs variance");
-  if (uses.has(CV)) tensors.variance = image("variance", *variance, call.shape, Access::read, call.pool);
-  add_anchor(call, y);
-  add_history(call, history);
-  const Keys keys = add_noise(call, key, z);
-  add_outputs(call, model_input, x0_out);
+  check(arguments.variance || !uses.has(CV), "the table has the column cv, which needs variance");
+  if (uses.has(CV)) tensors.variance = image("variance", *arguments.variance, call.shape, Access::read, call.pool);
+  add_anchor(call, arguments.y);
+  add_history(call, arguments.history);
+  const Keys keys = add_noise(call, arguments.key, arguments.z);
+  add_outputs(call, arguments.model_input, arguments.x0_out);
   PerSample<int64_t> bad;
-  if (first_bad) {
-    bad = whole_numbers("first_bad", *first_bad, call.shape.samples);
+  if (arguments.first_bad) {
+    bad = whole_numbers("first_bad", *arguments.first_bad, call.shape.samples);
     tensors.uses.add(FIRST_BAD);
   }
 
@@ -168,8 +164,20 @@ void step(const Tensor& x, const Tensor& out, const Tensor& table, int64_t layou
   });
 }
 
+namespace {
+
+void step_op(const Tensor& x, const Tensor& out, const Tensor& table, int64_t layout, const Tensor& row,
+             const MaybeTensor& uncond, const MaybeTensor& w, const MaybeTensor& key, const MaybeTensor& model_input,
+             const MaybeTensor& first_bad, const MaybeTensor& variance, const MaybeTensor& scale,
+             const MaybeTensor& threshold, const MaybeTensor& y, const MaybeTensor& history, const MaybeTensor& z,
+             const MaybeTensor& x0_out) {
+  step({x, out, table, layout, row, view_of(uncond), view_of(w), view_of(key), view_of(model_input), view_of(first_bad),
+        view_of(variance), view_of(scale), view_of(threshold), view_of(y), view_of(history), view_of(z),
+        view_of(x0_out)});
+}
+
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(fastdiff, CPU, m) { m.impl("step", TORCH_BOX(&step)); }
+STABLE_TORCH_LIBRARY_IMPL(fastdiff, CPU, m) { m.impl("step", TORCH_BOX(&step_op)); }
 
 }  // namespace fastdiff

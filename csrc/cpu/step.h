@@ -1,4 +1,4 @@
-// What the ops that compute a step have in common: the tensors of the call and the row of each sample.
+// The step as a call from outside, and what the ops that compute a part of it share with it.
 #pragma once
 
 #include "cpu/kernels.h"
@@ -6,10 +6,19 @@
 
 namespace fastdiff {
 
+// The arguments of the op `fastdiff::step`.
+struct StepArguments {
+  View x, out, table;
+  int64_t layout = 0;
+  View row;
+  MaybeView uncond, w, key, model_input, first_bad, variance, scale, threshold, y, history, z, x0_out;
+};
+
+void step(const StepArguments& arguments);
+
 struct StepCall {
   // Checks and takes in what the x0-prediction needs; `step` adds the rest to `tensors`.
-  StepCall(const Tensor& x, const Tensor& out, const Tensor& table, int64_t layout, const Tensor& row,
-           const MaybeTensor& uncond, const MaybeTensor& w, const MaybeTensor& scale, const MaybeTensor& threshold);
+  explicit StepCall(const StepArguments& arguments);
 
   Row row(int64_t sample) const;
 

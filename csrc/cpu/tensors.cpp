@@ -10,13 +10,11 @@
 namespace fastdiff {
 namespace {
 
-using torch::headeronly::ScalarType;
-
 // Elements of a sample whose quads a 32-bit word can count.
 constexpr int64_t kMostElements = int64_t{1} << 34;
 
-Float kind_of(const char* name, const Tensor& tensor) {
-  switch (tensor.scalar_type()) {
+Float kind_of(const char* name, const View& view) {
+  switch (view.type) {
     case ScalarType::Float:
       return Float::float32;
     case ScalarType::BFloat16:
@@ -28,8 +26,8 @@ Float kind_of(const char* name, const Tensor& tensor) {
   }
 }
 
-void check_place(const char* name, const Tensor& tensor) {
-  check(tensor.is_cpu(), name, " must be on the CPU, like the other tensors of the call");
+void check_place(const char* name, const View& view) {
+  check(view.on_cpu, name, " must be on the CPU, like the other tensors of the call");
 }
 
 // The dims of one sample without those of size 1, those that lie one behind the other made one.
@@ -67,62 +65,70 @@ bool has_own_memory(const Strides& strides, int64_t samples, int64_t sample_stri
 }
 
 // Sizes, strides and data of [samples, ...], without `skip` dims before it.
-Operand operand(const char* name, const Tensor& tensor, int64_t skip, const Shape& shape, Access access,
-                StridesPool& pool, int64_t branches) {
-  check_place(name, tensor);
-  const auto sizes = tensor.sizes(), wanted = shape.tensor.sizes();
-  const auto strides = tensor.strides();
-  const int64_t dims = static_cast<int64_t>(sizes.size()) - skip;
-  bool same = dims == static_cast<int64_t>(wanted.size()) && sizes[skip] == shape.samples * branches;
-  for (int64_t d = 1; same && d < dims; ++d) same = sizes[skip + d] == wanted[d];
+Operand operand(const char* name, const View& view, int64_t skip, const Shape& shape, Access access, StridesPool& pool,
+                int64_t branches) {
+  check_place(name, view);
+  const int64_t *size = view.size + skip, *stride = view.stride + skip;
+  const int64_t dims = view.dims - skip;
+  bool same = dims == shape.like.dims && size[0] == shape.samples * branches;
+  for (int64_t d = 1; same && d < dims; ++d) same = size[d] == shape.like.size[d];
   check(same, name, " must have the shape of the other image tensors of the call");
 
   Operand result;
-  result.kind = kind_of(name, tensor);
-  result.data = static_cast<char*>(tensor.data_ptr());
-  result.sample_stride = strides[skip] * size_of(result.kind);
-  const Strides merged = coalesce(sizes.data() + skip + 1, strides.data() + skip + 1, dims - 1);
+  result.kind = kind_of(name, view);
+  result.data = static_cast<char*>(view.data);
+  result.sample_stride = stride[0] * size_of(result.kind);
+  const Strides merged = coalesce(size + 1, stride + 1, dims - 1);
   if (!is_dense(merged)) {
     pool.entry[pool.used] = merged;
     result.strides = &pool.entry[pool.used++];
   }
   check(access == Access::read || shape.elements * shape.samples == 0 ||
-            has_own_memory(merged, shape.samples * branches, strides[skip]),
+            has_own_memory(merged, shape.samples * branches, stride[0]),
         name, " is written, so its elements must not share memory: pass a copy");
   return result;
 }
 
 }  // namespace
 
-Shape::Shape(const Tensor& like) : tensor(like), samples(0), elements(1) {
-  const auto sizes = like.sizes();
-  check(sizes.size() >= 1 && sizes.size() <= kMaxDims, "image tensors must have 1 to ", kMaxDims,
+View::View(const Tensor& tensor)
+    : data(tensor.data_ptr()),
+      size(tensor.sizes().data()),
+      stride(tensor.strides().data()),
+      dims(tensor.dim()),
+      type(tensor.scalar_type()),
+      on_cpu(tensor.is_cpu()) {}
+
+MaybeView view_of(const MaybeTensor& tensor) { return tensor ? MaybeView(*tensor) : std::nullopt; }
+
+Shape::Shape(const View& like) : like(like), samples(0), elements(1) {
+  check(like.dims >= 1 && like.dims <= kMaxDims, "image tensors must have 1 to ", kMaxDims,
         " dimensions, the samples first");
-  samples = sizes[0];
-  for (size_t d = 1; d < sizes.size(); ++d) elements *= sizes[d];
+  samples = like.size[0];
+  for (int64_t d = 1; d < like.dims; ++d) elements *= like.size[d];
   check(elements <= kMostElements, "a sample can have at most 2^34 elements");
 }
 
-Operand image(const char* name, const Tensor& tensor, const Shape& shape, Access access, StridesPool& pool,
+Operand image(const char* name, const View& view, const Shape& shape, Access access, StridesPool& pool,
               int64_t branches) {
-  return operand(name, tensor, 0, shape, access, pool, branches);
+  return operand(name, view, 0, shape, access, pool, branches);
 }
 
-Operand state(const char* name, const Tensor& tensor, const Shape& shape, Access access, StridesPool& pool) {
-  const Operand result = image(name, tensor, shape, access, pool);
+Operand state(const char* name, const View& view, const Shape& shape, Access access, StridesPool& pool) {
+  const Operand result = image(name, view, shape, access, pool);
   check(result.kind == Float::float32, name, " must be float32");
   return result;
 }
 
-int history_slots(const Tensor& tensor, const Shape& shape, StridesPool& pool, Operand* slot) {
-  check(tensor.dim() >= 2 && tensor.size(0) <= kHistorySlots, "history must be [slots, samples, ...] with at most ",
+int history_slots(const View& view, const Shape& shape, StridesPool& pool, Operand* slot) {
+  check(view.dims >= 2 && view.size[0] <= kHistorySlots, "history must be [slots, samples, ...] with at most ",
         kHistorySlots, " slots");
-  const Operand first = operand("history", tensor, 1, shape, Access::write, pool, 1);
+  const Operand first = operand("history", view, 1, shape, Access::write, pool, 1);
   check(first.kind == Float::float32, "history must be float32");
-  const int slots = static_cast<int>(tensor.size(0));
+  const int slots = static_cast<int>(view.size[0]);
   for (int k = 0; k < slots; ++k) {
     slot[k] = first;
-    slot[k].data += k * tensor.stride(0) * size_of(first.kind);
+    slot[k].data += k * view.stride[0] * size_of(first.kind);
   }
   return slots;
 }
@@ -130,46 +136,45 @@ int history_slots(const Tensor& tensor, const Shape& shape, StridesPool& pool, O
 namespace {
 
 template <class Number>
-PerSample<Number> per_sample(const char* name, const Tensor& tensor, int64_t samples, ScalarType type,
+PerSample<Number> per_sample(const char* name, const View& view, int64_t samples, ScalarType type,
                              const char* type_name) {
-  check_place(name, tensor);
-  check(tensor.scalar_type() == type && tensor.dim() == 1 && tensor.size(0) == samples, name, " must be ", type_name,
+  check_place(name, view);
+  check(view.type == type && view.dims == 1 && view.size[0] == samples, name, " must be ", type_name,
         " with one number for each of ", samples, " samples");
-  return {static_cast<const Number*>(tensor.data_ptr()), tensor.stride(0)};
+  return {static_cast<const Number*>(view.data), view.stride[0]};
 }
 
 }  // namespace
 
-PerSample<int64_t> whole_numbers(const char* name, const Tensor& tensor, int64_t samples) {
-  return per_sample<int64_t>(name, tensor, samples, ScalarType::Long, "int64");
+PerSample<int64_t> whole_numbers(const char* name, const View& view, int64_t samples) {
+  return per_sample<int64_t>(name, view, samples, ScalarType::Long, "int64");
 }
 
-PerSample<float> floats(const char* name, const Tensor& tensor, int64_t samples) {
-  return per_sample<float>(name, tensor, samples, ScalarType::Float, "float32");
+PerSample<float> floats(const char* name, const View& view, int64_t samples) {
+  return per_sample<float>(name, view, samples, ScalarType::Float, "float32");
 }
 
-Table::Table(const Tensor& tensor, int64_t columns) {
-  check_place("table", tensor);
-  check(tensor.scalar_type() == ScalarType::Float && tensor.dim() == 2 && tensor.size(1) == columns,
-        "table must be float32 [rows, ", columns, "] for this call");
-  data = static_cast<const float*>(tensor.data_ptr());
-  rows = tensor.size(0);
-  row_stride = tensor.stride(0);
-  column_stride = tensor.stride(1);
+Table::Table(const View& view, int64_t columns) {
+  check_place("table", view);
+  check(view.type == ScalarType::Float && view.dims == 2 && view.size[1] == columns, "table must be float32 [rows, ",
+        columns, "] for this call");
+  data = static_cast<const float*>(view.data);
+  rows = view.size[0];
+  row_stride = view.stride[0];
+  column_stride = view.stride[1];
 }
 
 void Table::check_row(const char* name, int64_t row) const {
   check(row >= 0 && row < rows, name, " ", row, " is not in the table, which has ", rows, " rows");
 }
 
-Keys::Keys(const Tensor& tensor, int64_t samples) {
-  check_place("key", tensor);
-  check(
-      tensor.scalar_type() == ScalarType::Long && tensor.dim() == 2 && tensor.size(0) == 2 && tensor.size(1) == samples,
-      "key must be int64 [2, ", samples, "]: seeds and sample indices");
-  const auto* data = static_cast<const int64_t*>(tensor.data_ptr());
-  seed = {data, tensor.stride(1)};
-  sample = {data + tensor.stride(0), tensor.stride(1)};
+Keys::Keys(const View& view, int64_t samples) {
+  check_place("key", view);
+  check(view.type == ScalarType::Long && view.dims == 2 && view.size[0] == 2 && view.size[1] == samples,
+        "key must be int64 [2, ", samples, "]: seeds and sample indices");
+  const auto* data = static_cast<const int64_t*>(view.data);
+  seed = {data, view.stride[1]};
+  sample = {data + view.stride[0], view.stride[1]};
 }
 
 }  // namespace fastdiff

@@ -9,14 +9,31 @@
 
 namespace fastdiff {
 
+using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using MaybeTensor = std::optional<Tensor>;
 
+// A tensor as its caller holds it: sizes and strides (in elements) are the caller's.
+struct View {
+  View() = default;
+  View(const Tensor& tensor);  // not explicit: the ops take either
+
+  void* data = nullptr;
+  const int64_t* size = nullptr;
+  const int64_t* stride = nullptr;
+  int64_t dims = 0;
+  ScalarType type = ScalarType::Undefined;
+  bool on_cpu = false;
+};
+using MaybeView = std::optional<View>;
+
+MaybeView view_of(const MaybeTensor& tensor);
+
 // The shape that the image tensors of a call have in common.
 struct Shape {
-  explicit Shape(const Tensor& like);
+  explicit Shape(const View& like);
 
-  Tensor tensor;
+  View like;
   int64_t samples;
   int64_t elements;  // of one sample
 };
@@ -31,14 +48,14 @@ struct StridesPool {
 };
 
 // Returns a tensor of the shape as an operand; `branches` times as many samples are allowed where it is not 1.
-Operand image(const char* name, const Tensor& tensor, const Shape& shape, Access access, StridesPool& pool,
+Operand image(const char* name, const View& view, const Shape& shape, Access access, StridesPool& pool,
               int64_t branches = 1);
 
 // The same for a tensor of float32.
-Operand state(const char* name, const Tensor& tensor, const Shape& shape, Access access, StridesPool& pool);
+Operand state(const char* name, const View& view, const Shape& shape, Access access, StridesPool& pool);
 
 // Puts the slots of a history [slots, samples, ...] into `slot` and returns how many there are.
-int history_slots(const Tensor& tensor, const Shape& shape, StridesPool& pool, Operand* slot);
+int history_slots(const View& view, const Shape& shape, StridesPool& pool, Operand* slot);
 
 // One number per sample.
 template <class Number>
@@ -49,12 +66,12 @@ struct PerSample {
   Number operator[](int64_t sample) const { return data[sample * stride]; }
 };
 
-PerSample<int64_t> whole_numbers(const char* name, const Tensor& tensor, int64_t samples);
-PerSample<float> floats(const char* name, const Tensor& tensor, int64_t samples);
+PerSample<int64_t> whole_numbers(const char* name, const View& view, int64_t samples);
+PerSample<float> floats(const char* name, const View& view, int64_t samples);
 
 // float32 [rows, columns].
 struct Table {
-  Table(const Tensor& tensor, int64_t columns);
+  Table(const View& view, int64_t columns);
 
   float at(int64_t row, int64_t column) const { return data[row * row_stride + column * column_stride]; }
   void check_row(const char* name, int64_t row) const;
@@ -66,7 +83,7 @@ struct Table {
 // Seeds and global sample indices, int64 [2, samples].
 struct Keys {
   Keys() = default;
-  Keys(const Tensor& tensor, int64_t samples);
+  Keys(const View& view, int64_t samples);
 
   PerSample<int64_t> seed, sample;
 };

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
-from importlib.machinery import EXTENSION_SUFFIXES
+from collections.abc import Callable
+from importlib.machinery import EXTENSION_SUFFIXES, ExtensionFileLoader
+from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,12 +14,13 @@ import torch
 from fastdiff.ops import schema
 
 INSTRUCTION_SETS = ("scalar", "AVX2", "AVX-512")
-ops = SimpleNamespace(**schema.OPS)  # a backend: the functions of `reference`
+# A backend: the functions of `reference`. Loading the extension puts its own step in the last one's place.
+ops = SimpleNamespace(**schema.OPS, step_directly=schema.OPS["step"])
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def find(folder: Path = _PACKAGE) -> Path | None:
-    """Return the extension's file, or None. It is no Python module: it registers its kernels when it is loaded."""
+    """Return the extension's file, or None."""
     candidates = (folder / f"_C{suffix}" for suffix in EXTENSION_SUFFIXES)
     return next((path for path in candidates if path.is_file()), None)
 
@@ -34,7 +37,24 @@ def load(path: Path | None) -> str | None:
     except OSError as error:
         reason = " ".join(str(error.__cause__ or error).split())
         return f"the C++ extension does not load ({reason}); install fastdiff-sampler again, or use backend='eager'"
+    ops.step_directly = _step_past_the_dispatcher(path) or ops.step
     return None
+
+
+def _step_past_the_dispatcher(path: Path) -> Callable[..., None] | None:
+    """Return the extension's own `step`; None if it was built without Python's headers or torch lacks the table."""
+    exchange = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
+    loader = ExtensionFileLoader("fastdiff._C", str(path))
+    spec = spec_from_loader(loader.name, loader)
+    if exchange is None or spec is None:
+        return None
+    try:
+        module = module_from_spec(spec)
+    except ImportError:
+        return None
+    loader.exec_module(module)
+    step: Callable[..., None] = module.step
+    return step if module.bind(torch.Tensor, exchange, ops.step) else None
 
 
 @functools.cache

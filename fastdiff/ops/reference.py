@@ -97,6 +97,14 @@ def step(
         _note_bad(first_bad, x, 2 * row + 1)
 
 
+def step_directly(*arguments: Tensor | int | None) -> None:
+    """Do what `step` does, past torch's dispatcher where a backend can.
+
+    For a sampling loop: arguments by position, plain tensors (no subclass, no pending negation), no gradient.
+    """
+    step(*arguments)  # type: ignore[arg-type]
+
+
 def normal_(z: Tensor, key: Tensor, draw: Tensor, stream: int) -> None:
     """Overwrite z with standard normals (docs/noise.md), rounded to its dtype."""
     z.copy_(normal(z.shape, key, draw, stream))
