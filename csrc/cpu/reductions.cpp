@@ -77,7 +77,8 @@ Tensor guidance_rescale(const Tensor& out, const Tensor& uncond, const Tensor& w
       c.add(conditional[part]);
       g.add(guided[part]);
     }
-    const double ratio = g.squares == 0.0 ? 1.0 : std::sqrt(c.squares / g.squares);
+    const bool flat = g.squares == 0.0 && g.count > 0.0;
+    const double ratio = flat ? 1.0 : std::sqrt(c.squares / g.squares);
     to[b] = static_cast<float>(phi * ratio + (1.0 - phi));
   }
   return factor;
@@ -140,14 +141,16 @@ float quantile_of(const AbsoluteX0& values, int64_t elements, double quantile) {
   const int64_t rank = static_cast<int64_t>(position);
   const OrderStatistic lower = select(values, rank);
   uint32_t upper = lower.word;
-  if (rank + 1 < elements && rank + 1 >= lower.not_greater) {
+  const double above = position - static_cast<double>(rank);
+  if (above == 0.0) return from_bits(lower.word);
+  if (rank + 1 >= lower.not_greater) {
     upper = std::numeric_limits<uint32_t>::max();
     values.for_each([&](uint32_t word) {
       if (word > lower.word && word < upper) upper = word;
     });
   }
   const double low = from_bits(lower.word), high = from_bits(upper);
-  return static_cast<float>(low + (high - low) * (position - static_cast<double>(rank)));
+  return static_cast<float>(low + (high - low) * above);
 }
 
 Tensor threshold(const Tensor& x, const Tensor& out, const Tensor& table, int64_t layout, const Tensor& row,

@@ -63,7 +63,7 @@ Row StepCall::row(int64_t sample) const {
   if (uses.has(SCALED)) result.scale = scale[sample];
   if (uses.has(THRESHOLDED)) {
     const float clip = result.c[CLIP];
-    const float bound = threshold[sample] < clip ? clip : threshold[sample];
+    const float bound = threshold[sample] > clip ? threshold[sample] : clip;
     result.c[CLIP] = bound;
     result.clip_ratio = bound == clip ? 1.0f : clip / bound;
   }
@@ -147,6 +147,7 @@ void step(const StepArguments& arguments) {
   add_outputs(call, arguments.model_input, arguments.x0_out);
   PerSample<int64_t> bad;
   if (arguments.first_bad) {
+    check_own_memory("first_bad", *arguments.first_bad);
     bad = whole_numbers("first_bad", *arguments.first_bad, call.shape.samples);
     tensors.uses.add(FIRST_BAD);
   }

@@ -49,23 +49,8 @@ Strides coalesce(const int64_t* sizes, const int64_t* strides, int64_t dims) {
 
 bool is_dense(const Strides& strides) { return strides.dims == 0 || (strides.dims == 1 && strides.stride[0] == 1); }
 
-// Whether no two elements share memory, by the rule that each stride steps over all that lies within.
-bool has_own_memory(const Strides& strides, int64_t samples, int64_t sample_stride) {
-  std::array<std::pair<int64_t, int64_t>, kMaxDims + 1> dims;
-  int count = 0;
-  for (; count < strides.dims; ++count) dims[count] = {strides.stride[count], strides.size[count]};
-  if (samples > 1) dims[count++] = {sample_stride, samples};
-  std::sort(dims.begin(), dims.begin() + count);
-  int64_t reach = 0;
-  for (int d = 0; d < count; ++d) {
-    if (dims[d].first <= reach) return false;
-    reach += dims[d].first * (dims[d].second - 1);
-  }
-  return true;
-}
-
 // Sizes, strides and data of [samples, ...], without `skip` dims before it.
-Operand operand(const char* name, const View& view, int64_t skip, const Shape& shape, Access access, StridesPool& pool,
+Operand operand(const char* name, const View& view, int64_t skip, const Shape& shape, StridesPool& pool,
                 int64_t branches) {
   check_place(name, view);
   const int64_t *size = view.size + skip, *stride = view.stride + skip;
@@ -83,9 +68,6 @@ Operand operand(const char* name, const View& view, int64_t skip, const Shape& s
     pool.entry[pool.used] = merged;
     result.strides = &pool.entry[pool.used++];
   }
-  check(access == Access::read || shape.elements * shape.samples == 0 ||
-            has_own_memory(merged, shape.samples * branches, stride[0]),
-        name, " is written, so its elements must not share memory: pass a copy");
   return result;
 }
 
@@ -101,6 +83,22 @@ View::View(const Tensor& tensor)
 
 MaybeView view_of(const MaybeTensor& tensor) { return tensor ? MaybeView(*tensor) : std::nullopt; }
 
+// By the rule that each stride steps over all that lies within.
+void check_own_memory(const char* name, const View& view) {
+  std::array<std::pair<int64_t, int64_t>, kMaxDims + 1> dims;
+  int count = 0;
+  for (int64_t d = 0; d < view.dims && count <= kMaxDims; ++d) {
+    if (view.size[d] == 0) return;
+    if (view.size[d] > 1) dims[count++] = {view.stride[d], view.size[d]};
+  }
+  std::sort(dims.begin(), dims.begin() + count);
+  int64_t reach = 0;
+  for (int d = 0; d < count; ++d) {
+    check(dims[d].first > reach, name, " is written, so its elements must not share memory: pass a copy");
+    reach += dims[d].first * (dims[d].second - 1);
+  }
+}
+
 Shape::Shape(const View& like) : like(like), samples(0), elements(1) {
   check(like.dims >= 1 && like.dims <= kMaxDims, "image tensors must have 1 to ", kMaxDims,
         " dimensions, the samples first");
@@ -111,7 +109,8 @@ Shape::Shape(const View& like) : like(like), samples(0), elements(1) {
 
 Operand image(const char* name, const View& view, const Shape& shape, Access access, StridesPool& pool,
               int64_t branches) {
-  return operand(name, view, 0, shape, access, pool, branches);
+  if (access == Access::write) check_own_memory(name, view);
+  return operand(name, view, 0, shape, pool, branches);
 }
 
 Operand state(const char* name, const View& view, const Shape& shape, Access access, StridesPool& pool) {
@@ -123,7 +122,8 @@ Operand state(const char* name, const View& view, const Shape& shape, Access acc
 int history_slots(const View& view, const Shape& shape, StridesPool& pool, Operand* slot) {
   check(view.dims >= 2 && view.size[0] <= kHistorySlots, "history must be [slots, samples, ...] with at most ",
         kHistorySlots, " slots");
-  const Operand first = operand("history", view, 1, shape, Access::write, pool, 1);
+  check_own_memory("history", view);
+  const Operand first = operand("history", view, 1, shape, pool, 1);
   check(first.kind == Float::float32, "history must be float32");
   const int slots = static_cast<int>(view.size[0]);
   for (int k = 0; k < slots; ++k) {

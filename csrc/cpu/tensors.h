@@ -29,6 +29,9 @@ using MaybeView = std::optional<View>;
 
 MaybeView view_of(const MaybeTensor& tensor);
 
+// Refuses a tensor in which two elements share memory.
+void check_own_memory(const char* name, const View& view);
+
 // The shape that the image tensors of a call have in common.
 struct Shape {
   explicit Shape(const View& like);

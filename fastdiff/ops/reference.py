@@ -234,7 +234,7 @@ def _clip_x0(x0: Tensor, c: Coefficients, threshold: Tensor | None) -> Tensor:
         return clip(x0, -bound, bound)
     limit = _broadcast(threshold.to(x0.dtype), x0)
     limit = torch.where(limit > bound, limit, bound)
-    return clip(x0, -limit, limit) * torch.where(bound.isinf(), 1.0, bound / limit)
+    return clip(x0, -limit, limit) * torch.where(limit == bound, 1.0, bound / limit)
 
 
 def _linear(c: Coefficients, terms: Mapping[str, Tensor | None], like: Tensor) -> Tensor:
