@@ -91,17 +91,40 @@ FASTDIFF_INLINE void for_each_block(Range range, const Visit& visit) {
   }
 }
 
-// The normals of the place, and numbers up to the end of the block, for which z has room.
-FASTDIFF_INLINE void draw_here(const NoiseKey& key, Place place, float* z) {
+// The normals of `count` elements, and zeros up to the end of their last block, for which z has room.
+FASTDIFF_INLINE void draw_here(const NoiseKey& key, int64_t begin, int count, float* z) {
   constexpr int kLeast = 4 * kQuads;
-  const uint32_t quad = static_cast<uint32_t>(place.begin / 4);
-  const int end = (place.count + kLeast - 1) / kLeast * kLeast;
+  const uint32_t quad = static_cast<uint32_t>(begin / 4);
+  const int end = (count + kLeast - 1) / kLeast * kLeast;
   draw_normals<1>(key, quad, draw_normals<kChains>(key, quad, 0, end, z), end, z);
-  std::memset(z + end, 0, (kBlock - end) * sizeof(float));
+  std::memset(z + end, 0, (kBlock - 1 - (end + kBlock - 1) % kBlock) * sizeof(float));
 }
 
 // The same as a call, because the code is long.
-__attribute__((noinline)) void draw_block(const NoiseKey& key, Place place, float* z) { draw_here(key, place, z); }
+__attribute__((noinline)) void draw(const NoiseKey& key, int64_t begin, int count, float* z) {
+  draw_here(key, begin, count, z);
+}
+
+// The normals of a range, block after block. They are drawn for several blocks at once, which is faster.
+class RangeNoise {
+ public:
+  FASTDIFF_INLINE RangeNoise(const NoiseKey& key, Range range) : key_(key), range_(range) {}
+
+  FASTDIFF_INLINE FloatBlock at(Place place) {
+    const int64_t offset = (place.begin - range_.begin) % kStretch;
+    if (offset == 0) {
+      const int64_t left = range_.end - place.begin;
+      draw(key_, place.begin, static_cast<int>(left < kStretch ? left : kStretch), z_);
+    }
+    return {z_ + offset};
+  }
+
+ private:
+  static constexpr int kStretch = 4 * kBlock;
+  const NoiseKey& key_;
+  Range range_;
+  alignas(64) float z_[kStretch];
+};
 
 }  // namespace
 }  // namespace fastdiff

@@ -9,15 +9,18 @@ namespace fastdiff {
 namespace {
 
 void normal_range(const Operand& z, const NoiseKey& key, Range range) {
-  Buffer noise, buffer;
+  Buffer buffer;
+  RangeNoise noise(key, range);
   for_each_block(range, [&](Place place) {
     if (place.direct(z) && z.kind == Float::float32) {
-      draw_here(key, place, reinterpret_cast<float*>(z.at(place.sample, place.begin)));
-      return;
+      draw_here(key, place.begin, kBlock, place.open_state(z, buffer).data);
+    } else if (z.kind == Float::float32) {
+      draw(key, place.begin, place.count, buffer.floats());
+    } else {
+      const FloatBlock from = noise.at(place);
+      const Block to = place.open(z, buffer);
+      for (int e = 0; e < kBlock; e += kPass) to.store(e, from.load(e));
     }
-    draw_block(key, place, noise.floats());
-    const Block to = place.open(z, buffer);
-    for (int e = 0; e < kBlock; e += kPass) to.store(e, load_floats<Lanes>(noise.bytes, Float::float32, e));
     place.close(z, buffer);
   });
 }
@@ -25,14 +28,10 @@ void normal_range(const Operand& z, const NoiseKey& key, Range range) {
 void q_sample_range(const Operand& x0, const Operand& noise, const Operand& x_t, const Operand& drawn, float alpha,
                     float sigma, const NoiseKey& key, Range range) {
   Buffer x0_buffer, noise_buffer, x_t_buffer, drawn_buffer;
+  RangeNoise own_noise(key, range);
   for_each_block(range, [&](Place place) {
     const Block clean = place.read(x0, x0_buffer);
-    Block z = {noise_buffer.bytes, Float::float32};
-    if (noise.given()) {
-      z = place.read(noise, noise_buffer);
-    } else {
-      draw_block(key, place, noise_buffer.floats());
-    }
+    const FloatBlock z = noise.given() ? place.read_state(noise, noise_buffer) : own_noise.at(place);
     const Block noisy = place.open(x_t, x_t_buffer);
     for (int e = 0; e < kBlock; e += kPass) {
       noisy.store(e, q_sample(alpha, sigma, clean.load(e), z.load(e)));
@@ -47,13 +46,12 @@ void q_sample_range(const Operand& x0, const Operand& noise, const Operand& x_t,
 }
 
 // pred - eps of one block; 0 beyond the end of the sample.
-FASTDIFF_INLINE void noise_error(const Operand& pred, const NoiseKey& key, Place place, Buffer& error) {
-  Buffer pred_buffer, noise;
-  const Block predicted = place.read(pred, pred_buffer);
-  draw_block(key, place, noise.floats());
+FASTDIFF_INLINE void noise_error(const Operand& pred, RangeNoise& noise, Place place, Buffer& error) {
+  Buffer buffer;
+  const Block predicted = place.read(pred, buffer);
+  const FloatBlock z = noise.at(place);
   for (int e = 0; e < kBlock; e += kPass) {
-    const Lanes z = load_floats<Lanes>(noise.bytes, Float::float32, e);
-    store_floats(error.bytes, Float::float32, e, predicted.load(e) - z);
+    store_floats(error.bytes, Float::float32, e, predicted.load(e) - z.load(e));
   }
   std::memset(error.floats() + place.count, 0, (kBlock - place.count) * sizeof(float));
 }
@@ -63,8 +61,9 @@ double noise_loss_range(const Operand& pred, const NoiseKey& key, Range range) {
   constexpr int kSums = 16;
   double sum[kSums] = {};
   Buffer error;
+  RangeNoise noise(key, range);
   for_each_block(range, [&](Place place) {
-    noise_error(pred, key, place, error);
+    noise_error(pred, noise, place, error);
     const float* d = error.floats();
     for (int e = 0; e < kBlock; e += kSums) {
       for (int k = 0; k < kSums; ++k) sum[k] += static_cast<double>(d[e + k]) * static_cast<double>(d[e + k]);
@@ -78,8 +77,9 @@ double noise_loss_range(const Operand& pred, const NoiseKey& key, Range range) {
 void noise_loss_backward_range(const Operand& pred, const Operand& grad, float scale, const NoiseKey& key,
                                Range range) {
   Buffer error, buffer;
+  RangeNoise noise(key, range);
   for_each_block(range, [&](Place place) {
-    noise_error(pred, key, place, error);
+    noise_error(pred, noise, place, error);
     const Block to = place.open(grad, buffer);
     for (int e = 0; e < kBlock; e += kPass) {
       to.store(e, scale * load_floats<Lanes>(error.bytes, Float::float32, e));

@@ -10,7 +10,6 @@
 #include "cpu/parallel.h"
 
 namespace fastdiff {
-
 namespace {
 
 constexpr int64_t kColumnBits = (int64_t{1} << COLUMNS) - 1;

@@ -52,7 +52,7 @@ FASTDIFF_INLINE bool touches_history(const Uses& uses, const Row& row, int k) {
 }
 
 template <class Uses>
-FASTDIFF_INLINE StepBlock open_block(const Uses& uses, const StepTensors& t, const Row& row, const NoiseKey& key,
+FASTDIFF_INLINE StepBlock open_block(const Uses& uses, const StepTensors& t, const Row& row, RangeNoise& noise,
                                      Place place, StepBuffers& buffers) {
   StepBlock block;
   block.output_check = block.state_check = splat<Lanes>(0.0f);
@@ -70,12 +70,7 @@ FASTDIFF_INLINE StepBlock open_block(const Uses& uses, const StepTensors& t, con
     if (touches_history(uses, row, k)) block.history_[k] = place.read_state(t.history[k], buffers.history[k]);
   }
   if (uses.draws_noise()) {
-    if (t.z.given()) {
-      block.z_ = place.read_state(t.z, buffers.z);
-    } else {
-      draw_block(key, place, buffers.z.floats());
-      block.z_ = {buffers.z.floats()};
-    }
+    block.z_ = t.z.given() ? place.read_state(t.z, buffers.z) : noise.at(place);
   }
   if (uses.has(X0_OUT)) block.x0_ = place.open_state(t.x0_out, buffers.x0);
   if (uses.has(MODEL_INPUT)) {
@@ -109,9 +104,10 @@ int step_range_of(const Uses& uses, const StepTensors& tensors, const Row& row_,
   // A copy that nothing else can point to stays in registers while floats are stored.
   const Row row = row_;
   StepBuffers buffers;
+  RangeNoise noise(key, range);
   int not_finite = 0;
   for_each_block(range, [&](Place place) {
-    StepBlock block = open_block(uses, tensors, row, key, place, buffers);
+    StepBlock block = open_block(uses, tensors, row, noise, place, buffers);
     for (block.element = 0; block.element < kBlock; block.element += kPass) step<Lanes>(uses, row, block);
     if (uses.has(FIRST_BAD) && __builtin_expect(any_nan(block.output_check + block.state_check), false)) {
       if (any_nan(block.output_check)) not_finite |= kOutput;

@@ -103,7 +103,11 @@ PyObject* python_step(PyObject*, PyObject* const* given, Py_ssize_t count) {
   if (!read(given, count, arguments)) return call_op(given, count);
   try {
     const Shape shape(arguments.x);
-    shape.samples* shape.elements < kLong ? step(arguments) : step_without_python(arguments);
+    if (shape.samples * shape.elements < kLong) {
+      step(arguments);
+    } else {
+      step_without_python(arguments);
+    }
   } catch (const std::exception& error) {
     PyErr_SetString(PyExc_RuntimeError, error.what());
     return nullptr;
