@@ -8,7 +8,7 @@ PACKAGE := pyproject.toml setup.py constraints.txt $(filter-out csrc/tests/%,$(w
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-aarch64 lint types check checkpoint rngtest quality bench wheel clean
+.PHONY: help demo test test-asan test-tsan test-aarch64 lint types check checkpoint rngtest quality bench wheel clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1	/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
@@ -28,6 +28,20 @@ types: .venv/.dev  ## mypy
 
 test: .venv/.dev  ## pytest
 	$(BIN)/pytest
+
+# Sanitizers must be loaded before Python. They test build/asan and build/tsan, copies of the package with their own
+# extension. ThreadSanitizer gives up where addresses are too random: sysctl vm.mmap_rnd_bits=28.
+SANITIZED = $(filter-out %_large.py %_standalone.py,$(wildcard tests/ops/test_*.py)) tests/samplers tests/test_noise.py \
+	tests/test_noise_loss.py tests/test_forward.py tests/test_sample.py
+preload = LD_PRELOAD="$(foreach library,$(1),$(shell $(CXX) -print-file-name=lib$(library).so))"
+test-asan: .venv/.dev  ## run the C++ kernels under AddressSanitizer and UBSan
+	FASTDIFF_SANITIZE=address,undefined $(BIN)/python setup.py -q build --build-lib build/asan --build-temp build/asan.o
+	FASTDIFF_SANITIZE=address,undefined ASAN_OPTIONS=detect_leaks=0 $(call preload,asan ubsan stdc++) \
+		$(BIN)/pytest --capture=sys -o pythonpath="build/asan ." $(SANITIZED)
+test-tsan: .venv/.dev  ## run the C++ kernels under ThreadSanitizer
+	FASTDIFF_SANITIZE=thread $(BIN)/python setup.py -q build --build-lib build/tsan --build-temp build/tsan.o
+	FASTDIFF_SANITIZE=thread TSAN_OPTIONS=halt_on_error=1 $(call preload,tsan) \
+		$(BIN)/pytest --capture=sys -o pythonpath="build/tsan ." $(SANITIZED)
 
 BITS = $(addprefix csrc/,tests/bits.cpp cpu/scalar.cpp cpu/avx2.cpp cpu/avx512.cpp cpu/operand.cpp) -std=c++17 -O3 \
 	-ffp-contract=off -static -Icsrc -I"$$($(BIN)/python -c 'import torch; print(*torch.__path__)')/include"

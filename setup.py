@@ -20,6 +20,16 @@ def find(*patterns):
     return sorted(path.as_posix() for pattern in patterns for path in Path().glob(pattern))
 
 
+def sanitizer_flags():
+    """What FASTDIFF_SANITIZE=address,undefined or =thread adds for compiler and linker; see `make test-asan`."""
+    names = os.environ.get("FASTDIFF_SANITIZE")
+    if not names:
+        return []
+    # ThreadSanitizer sees the order of things among std::threads, but not among the OpenMP threads of torch.
+    threads = ["-DFASTDIFF_STD_THREADS"] if names == "thread" else []
+    return [f"-fsanitize={names}", "-fno-sanitize-recover=all", "-O1", "-g1", *threads]
+
+
 def has_python_header():
     """Whether the Python module can be built too; without it the kernels are reached through torch alone."""
     return Path(sysconfig.get_paths()["include"], "Python.h").exists()
@@ -70,7 +80,8 @@ def extension():
         sources + cuda_sources,
         include_dirs=[str(Path("csrc").resolve())],
         define_macros=MACROS,
-        extra_compile_args={"cxx": CXX_FLAGS, "nvcc": NVCC_FLAGS},
+        extra_compile_args={"cxx": CXX_FLAGS + sanitizer_flags(), "nvcc": NVCC_FLAGS},
+        extra_link_args=sanitizer_flags(),
         py_limited_api=True,
     )
     return {

@@ -1,9 +1,22 @@
 """What every test shares."""
 
+from __future__ import annotations
+
+import os
 from collections.abc import Iterator
 
 import pytest
 import torch
+
+from fastdiff.ops import native
+
+
+def pytest_sessionstart() -> None:
+    """Tests that are to run under a sanitizer must not run the ordinary extension instead."""
+    names, extension = os.environ.get("FASTDIFF_SANITIZE"), native.find()
+    mark = b"__tsan_init" if names == "thread" else b"__asan_init"
+    if names and (extension is None or mark not in extension.read_bytes()):
+        pytest.exit(f"{extension} was not built with FASTDIFF_SANITIZE={names}: run make test-asan or test-tsan", 1)
 
 
 @pytest.fixture(autouse=True)
@@ -13,3 +26,20 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def extension() -> None:
+    """The C++ kernels are registered, which loading does."""
+    assert native.missing() is None
+
+
+@pytest.fixture(scope="module", params=range(len(native.INSTRUCTION_SETS)), ids=native.INSTRUCTION_SETS)
+def level(request: pytest.FixtureRequest, extension: None) -> Iterator[int]:
+    """Each instruction set in turn: the C++ kernels use it while the test runs."""
+    best = torch.ops.fastdiff.cpu_level()
+    if request.param > best:
+        pytest.skip(f"this machine has no {native.INSTRUCTION_SETS[request.param]}")
+    torch.ops.fastdiff.cpu_level(request.param)
+    yield request.param
+    torch.ops.fastdiff.cpu_level(best)

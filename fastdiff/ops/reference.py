@@ -156,11 +156,11 @@ def q_sample_out(
     x_t: Tensor,
     drawn: Tensor | None,
 ) -> None:
-    """Do what `q_sample` does into x_t, and into `drawn` (float32) where it is given."""
+    """Do what `q_sample` does into x_t, and copy the noise, drawn or given, into `drawn` (float32) where it is given."""
     result, eps = q_sample(x0, level, table, key, draw, stream, noise, drawn is not None)
     x_t.copy_(result)
     if drawn is not None:
-        drawn.copy_(eps)
+        drawn.copy_(eps if noise is None else noise)
 
 
 def noise_loss(pred: Tensor, key: Tensor, draw: Tensor, stream: int) -> Tensor:
