@@ -44,11 +44,11 @@ template <int bytes>
 FASTDIFF_INLINE void fetch(const char* data) {
   constexpr int kLine = 64;
   FASTDIFF_UNROLL
-  for (int line = 0; line < bytes; line += kLine) __builtin_prefetch(data + line);
+  for (int line = 0; line < bytes; line += kLine) __builtin_prefetch(data + line, 0, 0);
 }
 
-// The hardware does not fetch ahead across pages of memory: ask for what lies one page further. This pays for two
-// streams; with a third (guidance) there are more requests than places for them, and steps get slower.
+// The hardware does not fetch ahead across pages of memory: ask for what lies one page further, to be used once. This
+// pays for two streams; with a third (guidance) there are more requests than places for them, and steps get slower.
 FASTDIFF_INLINE void fetch_next_page(const Block& block) {
   constexpr int kPage = 4096;
   if (block.kind == Float::float32) {

@@ -156,7 +156,7 @@ def q_sample_out(
     x_t: Tensor,
     drawn: Tensor | None,
 ) -> None:
-    """Do what `q_sample` does into x_t, and copy the noise, drawn or given, into `drawn` (float32) where it is given."""
+    """Do what `q_sample` does into x_t, and copy the noise, drawn or given, into `drawn` (float32) if that is given."""
     result, eps = q_sample(x0, level, table, key, draw, stream, noise, drawn is not None)
     x_t.copy_(result)
     if drawn is not None:
