@@ -70,7 +70,8 @@ quality: .venv/.dev  ## measure sample quality
 	$(BIN)/python -m fastdiff.bench.quality
 
 bench: .venv/.dev  ## measure speed on one and on two threads
-	$(BIN)/fastdiff bench --threads 1,2
+	$(BIN)/fastdiff bench --rounds 15
+	$(BIN)/fastdiff bench --rounds 15 --threads 2 --peers fastdiff,avx2,eager,diffusers,limit --out bench/results/speed-2-threads.json
 
 wheel: .venv/.dev  ## source distribution and wheel into dist/
 	rm -rf dist
@@ -79,7 +80,7 @@ wheel: .venv/.dev  ## source distribution and wheel into dist/
 clean:  ## remove what was built; .venv and runs/ stay
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks
 	find fastdiff kernels tests bench -name __pycache__ -prune -exec rm -rf {} +
-	rm -f fastdiff/*.so
+	rm -f fastdiff/*.so .venv/.run .venv/.dev
 
 .venv/bin/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \

@@ -81,11 +81,12 @@ def q_sample(
             gradient is wanted through `out`.
         BackendError: the backend is not available.
     """
-    if not x0.is_floating_point():
-        raise InputError(f"x0 must hold floats, got {x0.dtype}: scale images to [-1, 1]")
+    if x0.ndim == 0 or not x0.is_floating_point():
+        raise InputError(f"x0 must be floats [B, ...], got {x0.dtype} {tuple(x0.shape)}: scale images to [-1, 1]")
     if noise is not None and noise.shape != x0.shape:
         raise InputError(f"noise must have the shape of x0, {tuple(x0.shape)}, got {tuple(noise.shape)}")
     dtype = torch.promote_types(x0.dtype, torch.float32)
+    given = None if noise is None else noise.to(dtype)
     ops = dispatch.backend(backend, x0.device, dtype)
     key = draw = None
     if noise is None:
@@ -96,11 +97,11 @@ def q_sample(
     x_t: Tensor
     drawn: Tensor | None
     if out is None:
-        x_t, drawn = ops.q_sample(x0, level, table, key, draw, number, noise, return_noise)
+        x_t, drawn = ops.q_sample(x0, level, table, key, draw, number, given, return_noise)
     else:
         _check_out(out, x0, noise)
         drawn = torch.empty(x0.shape, device=x0.device) if return_noise and noise is None else None
-        ops.q_sample_out(x0, level, table, key, draw, number, noise, out, drawn)
+        ops.q_sample_out(x0, level, table, key, draw, number, given, out, drawn)
         x_t = out
     eps = drawn if noise is None else noise
     return (x_t, eps) if return_noise and eps is not None else x_t

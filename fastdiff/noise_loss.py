@@ -41,8 +41,8 @@ def noise_loss(
         InputError: pred is not of floats, weight does not match, or a name or number is not known or out of range.
         BackendError: the backend is not available.
     """
-    if not pred.is_floating_point():
-        raise InputError(f"pred must hold floats, got {pred.dtype}")
+    if pred.ndim == 0 or not pred.is_floating_point():
+        raise InputError(f"pred must be floats [B, ...], got {pred.dtype} {tuple(pred.shape)}")
     batch = len(pred)
     if isinstance(weight, Tensor) and weight.shape not in ((), (batch,)):
         raise InputError(f"weight must be a number or have shape ({batch},), got {tuple(weight.shape)}")

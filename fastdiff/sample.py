@@ -100,7 +100,8 @@ def sample(
     first_bad = torch.full((batch,), 2 * len(plan), device=place) if check_finite else None
 
     for row in tqdm(range(len(plan)), desc="sample", unit="row", disable=None if progress else True):
-        out, u, v = _split(model(model_input, times[row], **condition), x, plan, branches)
+        out = _apart(model(model_input, times[row], **condition), model_input)
+        out, u, v = _split(out, x, plan, branches)
         rescale = ops.guidance_rescale(out, u, w, guidance_rescale) if guidance_rescale else None
         limit = None
         if dynamic_threshold is not None:
@@ -181,7 +182,15 @@ def _given(noise: NoiseSource, stream: str, draw: int, shape: tuple[int, ...]) -
     z = noise(stream, draw, shape)
     if tuple(z.shape) != shape:
         raise InputError(f"noise({stream!r}, {draw}, ...) must return shape {shape}, got {tuple(z.shape)}")
-    return z
+    return z.resolve_neg()
+
+
+def _apart(out: Tensor, model_input: Tensor) -> Tensor:
+    """Return a network's output so that the step, which writes `model_input`, does not overwrite what it must read."""
+    if out.untyped_storage().data_ptr() != model_input.untyped_storage().data_ptr():
+        return out
+    element_for_element = out.data_ptr() == model_input.data_ptr() and out.stride() == model_input.stride()
+    return out if element_for_element else out.clone()
 
 
 def _split(out: Tensor, x: Tensor, plan: Plan, branches: int) -> tuple[Tensor, Tensor | None, Tensor | None]:

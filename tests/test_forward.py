@@ -114,7 +114,7 @@ def test_bad_t(t):
 
 def test_refuses_what_is_no_float():
     """Images of whole numbers are refused: x_t would be cut to whole numbers too."""
-    with pytest.raises(fd.InputError, match="x0 must hold floats"):
+    with pytest.raises(fd.InputError, match="x0 must be floats"):
         fd.q_sample(torch.zeros(2, 4, dtype=torch.uint8), 0, SCHEDULE)
 
 
@@ -122,3 +122,13 @@ def test_bad_noise_shape():
     """Noise of another shape is refused rather than broadcast."""
     with pytest.raises(fd.InputError, match="noise must have the shape of x0"):
         fd.q_sample(torch.zeros(2, 4), 0, SCHEDULE, noise=torch.zeros(1, 4))
+
+
+@each_backend
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_noise_of_any_dtype(backend, dtype):
+    """It is taken as the float32 that it is nearest to, and returned as it was given."""
+    x0, noise = torch.randn(2, 7).bfloat16(), torch.randn(2, 7).to(dtype)
+    x_t, eps = fd.q_sample(x0, 5, SCHEDULE, noise=noise, return_noise=True, backend=backend)
+    assert eps is noise
+    assert torch.equal(x_t, fd.q_sample(x0, 5, SCHEDULE, noise=noise.float(), backend=backend))

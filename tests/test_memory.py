@@ -52,12 +52,26 @@ CFG = {"guidance": 2.0, "uncond": {}}
         (ddim(eta=1.0), CFG, [1, 2], 2),  # the input and the output of both branches
         (ddim(eta=1.0), {**CFG, "dtype": torch.bfloat16}, [1, 1], 1),
         (ddim(), {**CFG, "guidance_rescale": 0.7}, [1, 2], 2),
+        (ddim(), {"dynamic_threshold": 0.9}, [1, 1], 1),
+        (ddim(), {"callback": lambda row, x, x0: None}, [1, 1, 1], 1),  # x0 for the callback
         (multistep(), {}, [1, 1, 2], 1),  # two slots of history
         (multistep(), CFG, [1, 2, 2], 2),
         (anchored(), {}, [1, 1, 1], 1),
         (fd.samplers.ddpm(SCHEDULE, steps=STEPS, variance="learned_range"), {}, [1, 1], 2),
     ],
-    ids=["eta 0", "noise", "guidance", "bf16", "rescale", "history", "history, guidance", "anchor", "variance"],
+    ids=[
+        "eta 0",
+        "noise",
+        "guidance",
+        "bf16",
+        "rescale",
+        "threshold",
+        "callback",
+        "history",
+        "history, guidance",
+        "anchor",
+        "variance",
+    ],
 )
 def test_the_loop_allocates_its_buffers_and_no_more(
     plan: fd.Plan, options: dict[str, Any], kept: list[float], out: float

@@ -82,7 +82,7 @@ def test_gradient_is_that_of_autograd(backend):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"pred": torch.zeros(3, 4, dtype=torch.int64)}, "pred must hold floats"),
+        ({"pred": torch.zeros(3, 4, dtype=torch.int64)}, "pred must be floats"),
         ({"weight": torch.ones(2)}, r"weight must be a number or have shape \(3,\)"),
         ({"reduction": "sum"}, "unknown reduction 'sum'"),
         ({"stream": "trian"}, "did you mean 'train'"),

@@ -305,6 +305,32 @@ def test_bad_input(arguments, message):
 
 
 @each_backend
+@pytest.mark.parametrize("view", [lambda x: x.mT, lambda x: x[:, :1].expand_as(x), lambda x: x.flip(0), lambda x: x])
+def test_a_network_may_return_its_input(backend, view):
+    """Seen in another way or as it is: the step does not overwrite what it still has to read."""
+    got = fd.sample(lambda x, t: view(x), plan(), SHAPE, backend=backend)
+    assert torch.equal(got, fd.sample(lambda x, t: view(x).clone(), plan(), SHAPE, backend="eager"))
+
+
+@each_backend
+def test_a_pending_negation_of_noise_or_guidance(backend):
+    """What torch has only noted to negate is negated, on every backend."""
+
+    def minus(z):
+        return torch.complex(z, z).conj().imag
+
+    z, w = torch.randn(SHAPE), torch.tensor([0.0, 1.0, 2.0, 3.0])
+    options = {"uncond": {"y": torch.zeros(4)}, "cond": {"y": torch.ones(4)}, "backend": backend}
+
+    def network(x, t, y):
+        return x * y.view(-1, 1, 1, 1)
+
+    lazily = fd.sample(network, plan(eta=1.0), SHAPE, noise=lambda *_: minus(z), guidance=minus(w), **options)
+    plainly = fd.sample(network, plan(eta=1.0), SHAPE, noise=lambda *_: -z, guidance=-w, **options)
+    assert torch.equal(lazily, plainly)
+
+
+@each_backend
 def test_no_samples(backend):
     """A batch of none is sampled without complaint, corrections and all."""
     options = {"guidance": 2.0, "uncond": {}, "guidance_rescale": 0.5, "dynamic_threshold": 0.9, "backend": backend}

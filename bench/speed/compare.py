@@ -9,7 +9,7 @@ from fastdiff.bench.speed.report import duration
 from fastdiff.bench.speed.results import Entry, Results
 from fastdiff.errors import InputError
 
-OURS = ("fastdiff", *LEVELS)
+OURS = ("fastdiff", "dispatched", *LEVELS)
 
 
 def compare(before: Results, after: Results) -> str:

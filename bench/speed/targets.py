@@ -75,7 +75,7 @@ TARGETS = (
     Target("the same: against torch.compile", LARGE_DDIM, _ratio("compile"), 1.5),
     Target("DDIM, eta 0, float32, 64 MB or more: share of the memory's limit", _large_plain_ddim, _ratio("limit"), 0.9),
     Target("steps with noise: against diffusers", _is(NOISY), _ratio("diffusers"), 12),
-    Target("the same on 2 threads", _is(NOISY, threads=2), _ratio("diffusers"), 20),
+    Target("steps with noise on 2 threads: against diffusers", _is(NOISY, threads=2), _ratio("diffusers"), 20),
     Target("steps with noise: against torch.compile, fallback_random", _is(NOISY), _ratio("compile-fallback"), 7),
     Target("steps with noise: against torch.compile", _is(NOISY), _ratio("compile"), 60),
     Target("normals: against torch.randn", _is(("normal",)), _ratio("eager"), 7),

@@ -29,8 +29,8 @@ struct Uses {
   FASTDIFF_INLINE bool any(int first, int last) const { return bits >> first & ((uint64_t{2} << (last - first)) - 1); }
   FASTDIFF_INLINE bool draws_noise() const { return has(CZ) || has(DZ); }
   FASTDIFF_INLINE bool writes_anchor() const { return has(ANCHORED) && any(DX, DZ); }
-  void add(int column, bool used = true) { bits |= uint64_t{used} << column; }
-  void remove(int column) { bits &= ~(uint64_t{1} << column); }
+  FASTDIFF_INLINE void add(int column, bool used = true) { bits |= uint64_t{used} << column; }
+  FASTDIFF_INLINE void remove(int column) { bits &= ~(uint64_t{1} << column); }
 };
 
 // The coefficients of one sample: its row of the table, and its own numbers.

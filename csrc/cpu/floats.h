@@ -1,7 +1,7 @@
 // The kinds of numbers that tensors hold.
 #pragma once
 
-#include <cstdint>
+#include "common/portable.h"
 
 namespace fastdiff {
 
@@ -14,6 +14,6 @@ struct Float16 {
   uint16_t bits;
 };
 
-constexpr int64_t size_of(Float kind) { return kind == Float::float32 ? 4 : 2; }
+FASTDIFF_INLINE constexpr int64_t size_of(Float kind) { return kind == Float::float32 ? 4 : 2; }
 
 }  // namespace fastdiff

@@ -49,6 +49,10 @@ void q_sample_out(const Tensor& x0, const Tensor& level, const Tensor& table, co
   const Operand noisy = image("x_t", x_t, shape, Access::write, pool);
   const Operand given = noise ? state("noise", *noise, shape, Access::read, pool) : Operand{};
   const Operand copy = drawn ? state("drawn", *drawn, shape, Access::write, pool) : Operand{};
+  for (const Operand& written : {noisy, copy}) {
+    check_apart("the result", written, "x0", clean, shape);
+    check_apart("the result", written, "noise", given, shape);
+  }
   const Table levels(table, 2);
   const auto index = whole_numbers("level", level, shape.samples);
   for (int64_t b = 0; b < shape.samples; ++b) levels.check_row("level", index[b]);
@@ -81,7 +85,7 @@ Tensor noise_loss(const Tensor& pred, const Tensor& key, const Tensor& draw, int
   StridesPool pool;
   const Operand predicted = image("pred", pred, shape, Access::read, pool);
   const Draws draws(key, draw, stream, shape.samples);
-  const int64_t parts = (shape.elements + kPart - 1) / kPart;
+  const int64_t parts = parts_of(shape.elements);
   std::vector<double> partial(shape.samples * parts);
   const Kernels& kernel = kernels();
   for_each_range(

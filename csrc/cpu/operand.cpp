@@ -31,6 +31,10 @@ void for_each_run(const Strides& strides, int64_t begin, int64_t count, const Vi
   }
 }
 
+// Floats are copied as the words that they are.
+typedef uint32_t __attribute__((may_alias)) Word32;
+typedef uint16_t __attribute__((may_alias)) Word16;
+
 template <class Word>
 void gather_words(const Word* from, const Strides& strides, int64_t begin, int count, Word* to) {
   for_each_run(strides, begin, count, [&](int64_t offset, int64_t stride, int64_t run) {
@@ -52,11 +56,11 @@ void gather(const Operand& from, int64_t sample, int64_t begin, int count, int c
   if (from.dense()) {
     std::memcpy(buffer, from.at(sample, begin), count * size);
   } else if (size == 4) {
-    gather_words(reinterpret_cast<const uint32_t*>(from.at(sample, 0)), *from.strides, begin, count,
-                 static_cast<uint32_t*>(buffer));
+    gather_words(reinterpret_cast<const Word32*>(from.at(sample, 0)), *from.strides, begin, count,
+                 static_cast<Word32*>(buffer));
   } else {
-    gather_words(reinterpret_cast<const uint16_t*>(from.at(sample, 0)), *from.strides, begin, count,
-                 static_cast<uint16_t*>(buffer));
+    gather_words(reinterpret_cast<const Word16*>(from.at(sample, 0)), *from.strides, begin, count,
+                 static_cast<Word16*>(buffer));
   }
   std::memset(static_cast<char*>(buffer) + count * size, 0, (capacity - count) * size);
 }
@@ -66,11 +70,11 @@ void scatter(const Operand& to, int64_t sample, int64_t begin, int count, const 
   if (to.dense()) {
     std::memcpy(to.at(sample, begin), buffer, count * size);
   } else if (size == 4) {
-    scatter_words(reinterpret_cast<uint32_t*>(to.at(sample, 0)), *to.strides, begin, count,
-                  static_cast<const uint32_t*>(buffer));
+    scatter_words(reinterpret_cast<Word32*>(to.at(sample, 0)), *to.strides, begin, count,
+                  static_cast<const Word32*>(buffer));
   } else {
-    scatter_words(reinterpret_cast<uint16_t*>(to.at(sample, 0)), *to.strides, begin, count,
-                  static_cast<const uint16_t*>(buffer));
+    scatter_words(reinterpret_cast<Word16*>(to.at(sample, 0)), *to.strides, begin, count,
+                  static_cast<const Word16*>(buffer));
   }
 }
 

@@ -6,7 +6,7 @@
 
 namespace fastdiff {
 
-constexpr int kMaxDims = 16;
+constexpr int kMaxDims = 16;  // with the samples
 
 // How the elements of one sample lie where they are not dense; sizes and strides in elements, the last dimension
 // fastest.

@@ -21,6 +21,7 @@ constexpr int64_t kNoiseGrain = 16384;
 
 // Elements that are reduced to one number first: a fixed size, so that no sum depends on the threads.
 constexpr int64_t kPart = 8 * kBlock;
+inline int64_t parts_of(int64_t elements) { return (elements + kPart - 1) / kPart; }
 
 #if defined(FASTDIFF_STD_THREADS)
 // ThreadSanitizer does not know the threads of torch, which are OpenMP's; it knows these.

@@ -50,7 +50,7 @@ Tensor guidance_rescale(const Tensor& out, const Tensor& uncond, const Tensor& w
   tensors.uncond = image("uncond", uncond, shape, Access::read, pool);
   const auto scale = floats("w", w, shape.samples);
 
-  const int64_t parts = (shape.elements + kPart - 1) / kPart;
+  const int64_t parts = parts_of(shape.elements);
   std::vector<Moments> conditional(shape.samples * parts), guided(shape.samples * parts);
   const Kernels& kernel = kernels();
   for_each_range(

@@ -2,6 +2,8 @@
 #include "cpu/step.h"
 
 #include <algorithm>
+#include <cmath>
+#include <utility>
 
 #include <torch/csrc/stable/library.h>
 
@@ -91,8 +93,8 @@ void add_history(StepCall& call, const MaybeView& history) {
   if (!uses.has(SLOT)) return;
   for (int64_t b = 0; b < call.shape.samples; ++b) {
     const float slot = call.row(b).c[SLOT];
-    check(slot < static_cast<float>(slots), "the table writes history slot ", slot, ", and history has ", slots,
-          " slots");
+    check(slot >= -1.0f && slot < static_cast<float>(slots) && slot == std::floor(slot),
+          "the table writes history slot ", slot, ", and history has ", slots, " slots");
   }
 }
 
@@ -122,6 +124,19 @@ void add_outputs(StepCall& call, const MaybeView& model_input, const MaybeView& 
   }
 }
 
+// A kernel reads all that it needs of an element before it writes there, and nothing else.
+void check_all_apart(const StepTensors& t, const Shape& shape) {
+  const std::pair<const char*, const Operand*> read[] = {
+      {"out", &t.out}, {"uncond", &t.uncond}, {"variance", &t.variance}, {"z", &t.z}};
+  const std::pair<const char*, const Operand*> written[] = {{"x", &t.x}, {"y", &t.y}, {"x0_out", &t.x0_out}};
+  for (const auto& [read_name, from] : read) {
+    if (!from->given()) continue;
+    for (const auto& [name, to] : written) check_apart(name, *to, read_name, *from, shape);
+    for (const Operand& slot : t.history) check_apart("history", slot, read_name, *from, shape);
+    check_apart("model_input", t.model_input, read_name, *from, shape, t.branches);
+  }
+}
+
 // Lowers first_bad of a sample; its ranges may be in the hands of several threads.
 void note_bad(int64_t* first_bad, int64_t code) {
   int64_t seen = __atomic_load_n(first_bad, __ATOMIC_RELAXED);
@@ -144,6 +159,7 @@ void step(const StepArguments& arguments) {
   add_history(call, arguments.history);
   const Keys keys = add_noise(call, arguments.key, arguments.z);
   add_outputs(call, arguments.model_input, arguments.x0_out);
+  check_all_apart(tensors, call.shape);
   PerSample<int64_t> bad;
   if (arguments.first_bad) {
     check_own_memory("first_bad", *arguments.first_bad);

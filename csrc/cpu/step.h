@@ -19,6 +19,7 @@ void step(const StepArguments& arguments);
 struct StepCall {
   // Checks and takes in what the x0-prediction needs; `step` adds the rest to `tensors`.
   explicit StepCall(const StepArguments& arguments);
+  StepCall(const StepCall&) = delete;  // `tensors` points into `pool`
 
   Row row(int64_t sample) const;
 

@@ -119,6 +119,70 @@ Operand state(const char* name, const View& view, const Shape& shape, Access acc
   return result;
 }
 
+namespace {
+
+// One past the last byte that the samples of an operand reach.
+const char* end_of(const Operand& operand, int64_t samples, int64_t elements) {
+  int64_t last = elements - 1;
+  if (!operand.dense()) {
+    last = 0;
+    for (int d = 0; d < operand.strides->dims; ++d) last += (operand.strides->size[d] - 1) * operand.strides->stride[d];
+  }
+  return operand.at(samples - 1, last + 1);
+}
+
+// Strides of samples and elements alike, in elements.
+Strides all_strides(const Operand& operand, int64_t samples, int64_t elements) {
+  Strides all = operand.dense() ? Strides{1, {elements}, {1}} : *operand.strides;
+  all.size[all.dims] = samples;
+  all.stride[all.dims++] = operand.sample_stride / size_of(operand.kind);
+  return all;
+}
+
+bool equal(const Strides& a, const Strides& b) {
+  return a.dims == b.dims && std::equal(a.size, a.size + a.dims, b.size) &&
+         std::equal(a.stride, a.stride + a.dims, b.stride);
+}
+
+// Whether two elements lie `distance` apart, where each stride steps over all that lies within.
+bool reaches(Strides strides, int64_t distance) {
+  if (strides.dims == 0) return distance == 0;
+  const int widest = static_cast<int>(std::max_element(strides.stride, strides.stride + strides.dims) - strides.stride);
+  const int64_t size = strides.size[widest], stride = strides.stride[widest];
+  --strides.dims;
+  strides.size[widest] = strides.size[strides.dims];
+  strides.stride[widest] = strides.stride[strides.dims];
+  if (stride == 0) return reaches(strides, distance);
+  const int64_t steps = distance / stride;
+  for (int64_t k = steps - 1; k <= steps + 1; ++k) {
+    if (k > -size && k < size && reaches(strides, distance - k * stride)) return true;
+  }
+  return false;
+}
+
+// Whether writing `to` may change what is still to be read from `from`.
+bool collide(const Operand& to, const Operand& from, int64_t samples, int64_t elements) {
+  if (end_of(to, samples, elements) <= from.data || end_of(from, samples, elements) <= to.data) return false;
+  const Strides strides = all_strides(to, samples, elements);
+  const int64_t bytes = from.data - to.data;
+  if (to.kind != from.kind || bytes % size_of(to.kind) != 0) return true;
+  if (!equal(strides, all_strides(from, samples, elements))) return true;
+  return bytes != 0 && reaches(strides, bytes / size_of(to.kind));
+}
+
+}  // namespace
+
+void check_apart(const char* written_name, const Operand& written, const char* read_name, const Operand& read,
+                 const Shape& shape, int64_t branches) {
+  if (!written.given() || !read.given() || shape.samples * shape.elements == 0) return;
+  for (int64_t branch = 0; branch < branches; ++branch) {
+    Operand to = written;
+    to.data = written.at(branch * shape.samples, 0);
+    check(!collide(to, read, shape.samples, shape.elements), written_name, " is written and shares memory with ",
+          read_name, " other than element for element: pass a copy");
+  }
+}
+
 int history_slots(const View& view, const Shape& shape, StridesPool& pool, Operand* slot) {
   check(view.dims >= 2 && view.size[0] <= kHistorySlots, "history must be [slots, samples, ...] with at most ",
         kHistorySlots, " slots");

@@ -57,6 +57,11 @@ Operand image(const char* name, const View& view, const Shape& shape, Access acc
 // The same for a tensor of float32.
 Operand state(const char* name, const View& view, const Shape& shape, Access access, StridesPool& pool);
 
+// Refuses a tensor that is written while `read` is, where they share memory other than element for element. The samples
+// of `read` may lie in any branch of `written`.
+void check_apart(const char* written_name, const Operand& written, const char* read_name, const Operand& read,
+                 const Shape& shape, int64_t branches = 1);
+
 // Puts the slots of a history [slots, samples, ...] into `slot` and returns how many there are.
 int history_slots(const View& view, const Shape& shape, StridesPool& pool, Operand* slot);
 

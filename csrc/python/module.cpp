@@ -76,6 +76,10 @@ bool read(PyObject* const* given, Py_ssize_t count, StepArguments& to) {
 }
 
 PyObject* call_op(PyObject* const* given, Py_ssize_t count) {
+  if (op == nullptr) {
+    PyErr_SetString(PyExc_RuntimeError, "fastdiff._C is not bound to torch: import fastdiff and use that");
+    return nullptr;
+  }
   PyObject* arguments = PyTuple_New(count);
   if (arguments == nullptr) return nullptr;
   for (Py_ssize_t k = 0; k < count; ++k) {
@@ -121,7 +125,10 @@ PyObject* bind(PyObject*, PyObject* const* given, Py_ssize_t count) {
     return nullptr;
   }
   const auto* api = static_cast<const dlpack::ExchangeApi*>(PyCapsule_GetPointer(given[1], "dlpack_exchange_api"));
-  if (api == nullptr) return nullptr;
+  if (api == nullptr) {
+    PyErr_Clear();
+    Py_RETURN_FALSE;
+  }
   if (api->major_version != 1 || api->view == nullptr) Py_RETURN_FALSE;
   Py_INCREF(given[0]);
   Py_INCREF(given[2]);

@@ -207,8 +207,9 @@ def threshold(
         raise InputError("threshold needs samples with elements")
     ordered = _flat(x0.abs()).sort(dim=1).values
     position = quantile * (ordered.shape[1] - 1)
+    fraction = position - math.floor(position)
     below, above = ordered[:, math.floor(position)], ordered[:, math.ceil(position)]
-    return below + (position - math.floor(position)) * (above - below)
+    return below if fraction == 0 else below + fraction * (above - below)
 
 
 def _residual(pred: Tensor, key: Tensor, draw: Tensor, stream: int) -> Tensor:

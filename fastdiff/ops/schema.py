@@ -66,7 +66,7 @@ def _q_sample_shapes(
 
 
 def _noise_loss_shape(pred: Tensor, key: Tensor, draw: Tensor, stream: int) -> Tensor:
-    return pred.new_empty(len(pred), dtype=torch.float32)
+    return pred.new_empty(pred.shape[0], dtype=torch.float32)
 
 
 def _noise_loss_backward_shape(grad: Tensor, pred: Tensor, key: Tensor, draw: Tensor, stream: int) -> Tensor:
@@ -74,7 +74,7 @@ def _noise_loss_backward_shape(grad: Tensor, pred: Tensor, key: Tensor, draw: Te
 
 
 def _one_per_sample(first: Tensor, *others: object) -> Tensor:
-    return first.new_empty(len(first), dtype=torch.float32)
+    return first.new_empty(first.shape[0], dtype=torch.float32)
 
 
 def _keep_levels(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

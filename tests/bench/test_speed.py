@@ -22,6 +22,7 @@ from fastdiff.bench.speed.cases import CASES, DTYPES
 from fastdiff.bench.speed.equality import check
 from fastdiff.bench.speed.work import Unavailable, Work
 from fastdiff.ops import native
+from tests.backends import needs_extension
 
 SHAPE = (2, 3, 8, 8)
 # Two libraries warn about themselves: diffusers' DPM-Solver on setting its timesteps, torch on importing its compiler.
@@ -29,9 +30,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning"),
 ]
-needs_extension = pytest.mark.skipif(
-    native.missing() is not None, reason="instruction sets are those of the C++ extension, which is not built"
-)
 
 
 def work_of(case: str, dtype: str) -> Work:

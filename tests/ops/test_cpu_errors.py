@@ -123,6 +123,15 @@ def test_slots_that_are_written_must_exist() -> None:
     assert refused("step", **change, history=None) == "the table writes history slot 0, and history has 0 slots"
 
 
+@pytest.mark.parametrize("slot", [0.5, -0.5, -2.0, torch.inf, -torch.inf, torch.nan])
+def test_slots_are_whole(slot: float) -> None:
+    """What is no slot and not -1 for none is refused; a table need not come from a plan."""
+    plan = plan_of({"slot"})
+    wrong = torch.full_like(table(plan), slot)
+    change = {"table": wrong, "layout": plan.layout, "history": torch.zeros(4, *SHAPE), "threshold": None}
+    assert refused("step", **change).startswith("the table writes history slot ")
+
+
 def test_instruction_sets_that_do_not_exist() -> None:
     """The instruction set must be one that this machine has."""
     best = torch.ops.fastdiff.cpu_level()

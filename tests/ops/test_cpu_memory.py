@@ -121,6 +121,21 @@ def test_what_is_read_may_be_expanded(level: int, name: str) -> None:
         assert_same_bits(got, run(native.ops, name, {**copied(call), key: expanded.contiguous()}))
 
 
+@pytest.mark.parametrize("written", ["x", "model_input", "x0_out", "y", "history"])
+@pytest.mark.parametrize("read", ["out", "uncond", "z"])
+def test_what_is_written_may_be_read_element_for_element_only(written: str, read: str) -> None:
+    """The same tensor is fine (a network may return its input); the same memory in another order is refused."""
+    call = example("step", (3, 6, 6))
+    shared = call[written][0] if written == "history" else call[written]
+    call[read] = shared
+    wanted = copied({**call, read: shared.clone()})
+    assert_same_bits(run(native.ops, "step", call), run(native.ops, "step", wanted))
+    words = f"^{written} is written and shares memory with {read} other than element for element: pass a copy$"
+    for view in (shared.mT, shared[:, :1].expand_as(shared)):
+        with pytest.raises(RuntimeError, match=words):
+            run(native.ops, "step", {**call, read: view})
+
+
 @pytest.mark.parametrize(("name", "key"), [(name, key) for name in OPS for key in WRITTEN[name]])
 def test_what_is_written_must_own_its_memory(name: str, key: str) -> None:
     """A tensor that shares memory with itself is refused: its samples would overwrite each other."""

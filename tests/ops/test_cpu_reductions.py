@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fastdiff.ops import native, reference
+from fastdiff.ops.dispatch import Backend
 from fastdiff.ops.philox import normal
 from fastdiff.plan import Plan
 from tests.ops.cpu import FLOATS, STREAM, assert_same_bits, cpu_backend, example, run
@@ -78,11 +79,11 @@ def test_guidance_rescale_of_a_constant(level: int) -> None:
     assert got.tolist() == [1.0, 1.0]
 
 
-def x0_of(x: Tensor, quantile: float) -> Tensor:
+def x0_of(x: Tensor, quantile: float, ops: Backend = native.ops) -> Tensor:
     """The threshold where x0 = x."""
     plan = Plan.build("x", [0.0], {"px": 1.0})
     row = torch.zeros(len(x), dtype=torch.int64)
-    return native.ops.threshold(x, torch.zeros_like(x), table(plan), plan.layout, row, None, None, None, quantile)
+    return ops.threshold(x, torch.zeros_like(x), table(plan), plan.layout, row, None, None, None, quantile)
 
 
 @settings(deadline=None, max_examples=60)
@@ -103,8 +104,9 @@ def test_threshold_is_the_quantile(level: int, size: int, seed: int, quantile: f
 def test_threshold_beside_infinity(level: int) -> None:
     """A quantile that is one of the numbers is that number, whatever stands above it."""
     x = torch.tensor([[3.0, -1.0, torch.inf, -2.0, -torch.inf]])
-    assert [x0_of(x, quantile).item() for quantile in (0.0, 0.25, 0.5)] == [1.0, 2.0, 3.0]
-    assert not x0_of(x, 0.6).isfinite()
+    for ops in (native.ops, reference):
+        assert [x0_of(x, quantile, ops).item() for quantile in (0.0, 0.25, 0.5, 1.0)] == [1.0, 2.0, 3.0, torch.inf]
+        assert not x0_of(x, 0.6, ops).isfinite()
 
 
 def test_threshold_of_nan(level: int) -> None:

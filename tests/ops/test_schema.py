@@ -139,3 +139,19 @@ def test_compiles(kernels: dispatch.Backend) -> None:
 
     x0 = randn(*SHAPE)
     assert torch.equal(torch.compile(noised, fullgraph=True, backend="aot_eager")(x0), noised(x0))
+
+
+@needs_extension
+def test_any_batch_in_one_graph() -> None:
+    """Shapes keep the batch symbolic: an export with a dynamic batch runs at other batches."""
+
+    class Loss(torch.nn.Module):
+        def forward(self, pred: torch.Tensor, key: torch.Tensor, draw: torch.Tensor) -> torch.Tensor:
+            return torch.ops.fastdiff.noise_loss(pred, key, draw, STREAM)
+
+    def inputs(batch: int) -> tuple[torch.Tensor, ...]:
+        return torch.ones(batch, 5), torch.arange(2 * batch).view(2, batch), torch.arange(batch)
+
+    batch = torch.export.Dim("batch", min=2)
+    exported = torch.export.export(Loss(), inputs(3), dynamic_shapes=({0: batch}, {1: batch}, {0: batch}))
+    assert torch.equal(exported.module()(*inputs(7)), Loss()(*inputs(7)))

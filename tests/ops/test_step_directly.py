@@ -1,5 +1,7 @@
 """The step past torch's dispatcher: the op's own result for plain tensors, and the op itself for everything else."""
 
+import subprocess
+import sys
 import sysconfig
 from pathlib import Path
 
@@ -103,6 +105,22 @@ def test_fake_tensors_and_lazy_zeros_meet_the_op():
     native.ops.step_directly(*lazy)
     native.ops.step(*zeros)
     assert torch.equal(lazy[0], zeros[0])
+
+
+def test_without_a_table_that_fits_the_op_is_called(monkeypatch):
+    """A torch that publishes something else under the name, or nothing, has its dispatcher used."""
+    path = native.find()
+    for table in (5, None):
+        monkeypatch.setattr(torch.Tensor, "__dlpack_c_exchange_api__", table, raising=False)
+        assert native._step_past_the_dispatcher(path) is None
+
+
+def test_an_unbound_module_says_so(tmp_path):
+    """Imported by itself, it refuses with a line and does not crash."""
+    script = "import torch, fastdiff.ops.schema, fastdiff._C as c\nc.step(1, 2, 3, 4, 5)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert "fastdiff._C is not bound to torch" in done.stderr
 
 
 @pytest.mark.parametrize(
