@@ -95,8 +95,7 @@ Tensor noise_loss(const Tensor& pred, const Tensor& key, const Tensor& draw, int
       },
       kPart);
 
-  Tensor loss = torch::stable::new_empty(pred, std::vector<int64_t>{shape.samples},
-                                         std::make_optional(torch::headeronly::ScalarType::Float));
+  Tensor loss = one_per_sample(pred, shape.samples);
   float* to = static_cast<float*>(loss.mutable_data_ptr());
   for (int64_t b = 0; b < shape.samples; ++b) {
     double sum = 0.0;

@@ -5,7 +5,6 @@
 #include <vector>
 
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
 
 #include "cpu/check.h"
 #include "cpu/level.h"
@@ -14,11 +13,6 @@
 
 namespace fastdiff {
 namespace {
-
-Tensor one_per_sample(const Tensor& like, int64_t samples) {
-  return torch::stable::new_empty(like, std::vector<int64_t>{samples},
-                                  std::make_optional(torch::headeronly::ScalarType::Float));
-}
 
 // Mean and sum of squared deviations of some numbers (Chan, Golub and LeVeque 1983).
 struct Moments {

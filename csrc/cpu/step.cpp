@@ -151,7 +151,7 @@ void step(const StepArguments& arguments) {
   StepCall call(arguments);
   StepTensors& tensors = call.tensors;
   const Uses& uses = tensors.uses;
-  tensors.x = state("x", arguments.x, call.shape, Access::write, call.pool);
+  check_own_memory("x", arguments.x);
   if (!uses.has(CZ)) tensors.uses.remove(CV);
   check(arguments.variance || !uses.has(CV), "the table has the column cv, which needs variance");
   if (uses.has(CV)) tensors.variance = image("variance", *arguments.variance, call.shape, Access::read, call.pool);

@@ -3,6 +3,9 @@
 #include <algorithm>
 #include <array>
 #include <utility>
+#include <vector>
+
+#include <torch/csrc/stable/ops.h>
 
 #include "common/columns.h"
 #include "cpu/check.h"
@@ -209,6 +212,10 @@ PerSample<Number> per_sample(const char* name, const View& view, int64_t samples
 }
 
 }  // namespace
+
+Tensor one_per_sample(const Tensor& like, int64_t samples) {
+  return torch::stable::new_empty(like, std::vector<int64_t>{samples}, std::make_optional(ScalarType::Float));
+}
 
 PerSample<int64_t> whole_numbers(const char* name, const View& view, int64_t samples) {
   return per_sample<int64_t>(name, view, samples, ScalarType::Long, "int64");

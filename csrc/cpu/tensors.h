@@ -74,6 +74,9 @@ struct PerSample {
   Number operator[](int64_t sample) const { return data[sample * stride]; }
 };
 
+// A new float32 tensor with one number for each sample, on the device of `like`.
+Tensor one_per_sample(const Tensor& like, int64_t samples);
+
 PerSample<int64_t> whole_numbers(const char* name, const View& view, int64_t samples);
 PerSample<float> floats(const char* name, const View& view, int64_t samples);
 

@@ -13,15 +13,11 @@ from fastdiff.ops import reference
 from fastdiff.ops.exact import exp
 from fastdiff.plan import HISTORY_SLOTS, NEUTRAL, Plan
 from tests import rounding
+from tests.ops.plans import ROWS, plans, table
 
 # One float32 rounding is 6e-8; a row has at most 30 of them on numbers of size up to 30.
 FLOAT32 = {"rtol": 1e-5, "atol": 1e-4}
-ROWS = 3
 F = np.float32
-
-
-def table(plan, dtype=torch.float32):
-    return torch.from_numpy(plan.table.copy()).to(dtype)
 
 
 def numpy_step(plan, row, x, out, uncond, w, v, y, h, z):
@@ -40,20 +36,6 @@ def numpy_step(plan, row, x, out, uncond, w, v, y, h, z):
     if c["slot"] >= 0:
         h[int(c["slot"])] = x0 if plan.stores == "x0" else eps
     return x_next, y_next, h, x0
-
-
-@st.composite
-def plans(draw):
-    """Plans of 3 rows with any set of columns in use."""
-    numbers = st.floats(-2, 2, width=32)
-    free = sorted(set(NEUTRAL) - {"slot", "clip"})
-    names = draw(st.sets(st.sampled_from(free)))
-    columns = {name: draw(st.lists(numbers, min_size=ROWS, max_size=ROWS)) for name in sorted(names)}
-    if draw(st.booleans()):
-        columns["clip"] = draw(st.lists(st.sampled_from([0.5, 1.0, np.inf]), min_size=ROWS, max_size=ROWS))
-    if draw(st.booleans()):
-        columns["slot"] = draw(st.lists(st.integers(-1, HISTORY_SLOTS - 1), min_size=ROWS, max_size=ROWS))
-    return Plan.build("any", np.arange(ROWS)[::-1], columns, stores=draw(st.sampled_from(["x0", "eps"])))
 
 
 @settings(deadline=None, max_examples=150)
