@@ -1,19 +1,30 @@
 """Adds the optional C++ and CUDA extension `fastdiff._C`; everything else about the package is in pyproject.toml."""
 
 import os
+import re
+import shlex
+import shutil
+import subprocess
 import sys
 import sysconfig
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import setup
 
 MACROS = [("TORCH_TARGET_VERSION", "0x020a000000000000")]
 CXX_FLAGS = ["-O3", "-ffp-contract=off", "-fvisibility=hidden", "-g0"]
-NVCC_FLAGS = ["-O3", "--fmad=false", "-Xcompiler", "-ffp-contract=off"]
+# What decides the code of the kernels stands in a file of its own, which the inspection of that code reads too.
+NVCC_FLAGS = [
+    *shlex.split(Path("csrc/cuda/nvcc_flags.txt").read_text()),
+    *("-Icsrc", "-Xcompiler", "-fPIC,-ffp-contract=off,-fvisibility=hidden"),
+]
+# Newer GPUs compile what they need from the last one's.
+GPUS = os.environ.get("FASTDIFF_GPUS", "80,90,100").split(",")
 
 
-def warn(reason):
-    print(f"warning: fastdiff is built without its C++ extension: {reason}", file=sys.stderr, flush=True)
+def warn(reason, part="C++ extension"):
+    print(f"warning: fastdiff is built without its {part}: {reason}", file=sys.stderr, flush=True)
 
 
 def find(*patterns):
@@ -35,9 +46,53 @@ def has_python_header():
     return Path(sysconfig.get_paths()["include"], "Python.h").exists()
 
 
+def run(*command):
+    """Run a compiler; return what it said, or raise with its first error."""
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    if done.returncode:
+        print(done.stdout, file=sys.stderr)
+        errors = [line for line in done.stdout.splitlines() if "error" in line] or [f"it returned {done.returncode}"]
+        raise RuntimeError(f"{Path(command[0]).name}: {errors[0]}")
+    return done.stdout
+
+
+def find_nvcc(torch, cuda_home):
+    """Return the CUDA compiler; None where CUDA is not wanted: FASTDIFF_CUDA=1 or 0, else as torch was built."""
+    wanted = os.environ.get("FASTDIFF_CUDA") or ("1" if torch.version.cuda else "0")
+    if wanted == "0" or os.environ.get("FASTDIFF_SANITIZE"):
+        return None
+    nvcc = shutil.which("nvcc", path=f"{cuda_home}/bin" if cuda_home else None) or shutil.which("nvcc")
+    if nvcc is None:
+        warn("there is no nvcc; install the CUDA toolkit, or set CUDA_HOME", "CUDA kernels")
+    return nvcc
+
+
+def compile_cuda(nvcc, folder):
+    """Compile csrc/cuda/*.cu; return the objects and the linker's arguments for the CUDA runtime."""
+    known = run(nvcc, "--list-gpu-code").split()
+    gpus = [gpu for gpu in GPUS if f"sm_{gpu}" in known]
+    if not gpus:
+        raise RuntimeError(f"{nvcc} knows none of the GPUs {', '.join(GPUS)}; install another CUDA toolkit")
+    codes = [f"-gencode=arch=compute_{gpu},code=sm_{gpu}" for gpu in gpus]
+    codes.append(f"-gencode=arch=compute_{gpus[-1]},code=compute_{gpus[-1]}")
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def compile_one(source):
+        to = folder / f"{Path(source).stem}.o"
+        run(nvcc, *NVCC_FLAGS, *codes, "-c", source, "-o", str(to))
+        return str(to)
+
+    sources = sorted(find("csrc/cuda/*.cu"), key=lambda source: "step" not in source)  # the longest first
+    with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count())) as pool:
+        objects = list(pool.map(compile_one, sources))
+    # The folders that nvcc itself links from.
+    folders = re.findall(r'"(-L[^"]+)"', run(nvcc, "--dryrun", "-o", os.devnull, sources[0]))
+    return objects, [*dict.fromkeys(folders), "-lcudart_static", "-ldl", "-lrt", "-lpthread"]
+
+
 def extension():
     """Return the arguments that make `setup` build the extension; none where it is not wanted or cannot be built."""
-    sources = find("csrc/cpu/*.cpp", *(["csrc/python/*.cpp"] if has_python_header() else []))
+    sources = find("csrc/tensors/*.cpp", "csrc/cpu/*.cpp", *(["csrc/python/*.cpp"] if has_python_header() else []))
     if not sources or os.environ.get("FASTDIFF_NO_EXT", "0") not in ("", "0"):
         return {}
     if sysconfig.get_config_var("Py_GIL_DISABLED"):
@@ -62,6 +117,22 @@ def extension():
                 warn(f"its build failed ({' '.join(str(error).split())}); the compiler's own words stand above")
                 self.forget()
 
+        def build_extensions(self):
+            nvcc = find_nvcc(torch, cpp_extension.CUDA_HOME)
+            if nvcc:
+                try:
+                    self.add_cuda(*compile_cuda(nvcc, Path(self.build_temp, "cuda")))
+                except (RuntimeError, OSError) as error:
+                    warn(f"their build failed ({' '.join(str(error).split())})", "CUDA kernels")
+            super().build_extensions()
+
+        def add_cuda(self, objects, link_args):
+            (module,) = self.extensions
+            module.sources += find("csrc/cuda/*.cpp")
+            module.define_macros.append(("FASTDIFF_CUDA", None))
+            module.extra_objects += objects
+            module.extra_link_args += link_args
+
         def forget(self):
             """Remove what an earlier build left, which the Python code no longer matches, and become a pure package."""
             for unbuilt in self.extensions:
@@ -72,15 +143,12 @@ def extension():
             if wheel is not None:
                 wheel.root_is_pure = True
 
-    nvcc = cpp_extension.CUDA_HOME and Path(cpp_extension.CUDA_HOME, "bin", "nvcc")
-    cuda_sources = find("csrc/cuda/*.cu", "csrc/cuda/*.cpp") if torch.version.cuda and nvcc and nvcc.exists() else []
-    kind = cpp_extension.CUDAExtension if cuda_sources else cpp_extension.CppExtension
-    module = kind(
+    module = cpp_extension.CppExtension(
         "fastdiff._C",
-        sources + cuda_sources,
+        sources,
         include_dirs=[str(Path("csrc").resolve())],
-        define_macros=MACROS,
-        extra_compile_args={"cxx": CXX_FLAGS + sanitizer_flags(), "nvcc": NVCC_FLAGS},
+        define_macros=list(MACROS),
+        extra_compile_args={"cxx": CXX_FLAGS + sanitizer_flags()},
         extra_link_args=sanitizer_flags(),
         py_limited_api=True,
     )

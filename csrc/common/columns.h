@@ -13,15 +13,16 @@ enum Column : int {
   DX, DY, D0, DE, DH0, DH1, DH2, DH3, DZ,
   SLOT,
   COLUMNS,
-  // Beyond the columns: what the history keeps, and which optional tensors there are.
+  // Beyond the columns: what the history keeps, which normals are drawn, and which optional tensors there are.
   STORES_EPS = COLUMNS,
+  FAST_NORMALS,
   GUIDED, SCALED, THRESHOLDED, ANCHORED, X0_OUT, MODEL_INPUT, FIRST_BAD
 };
 // clang-format on
 
 constexpr int kHistorySlots = 4;
 
-// A set of columns. The device kernels may use a type with constexpr `has` in its place.
+// A set of columns. Kernels may use a type that knows some of them in its place (formulas.h).
 struct Uses {
   uint64_t bits = 0;
 

@@ -38,11 +38,13 @@ FASTDIFF_INLINE auto normal_pair(Ints a, Ints b) {
   constexpr float kCos[] = {0.9999999403953552f, -0.308424174785614f, 0.015849683433771133f, -0.0003187278052791953f};
   constexpr float kMinus2Log2 = -1.3862943611198906f;
 
-  // u in (0, 2^31] is m 2^e with m in [0.707, 1.414); -2 log(u / 2^31) = -2 log(m) - 2 log(2) (e - 31).
+  // u in (0, 2^31] is m 2^e with m in [0.707, 1.414); -2 log(u / 2^31) = -2 log(m) - 2 log(2) (e - 31). The exponent
+  // stays where it stands in a float: 2^23 (e - 31) is as exact as e - 31.
   const F u = signed_to_float((a >> 1) | 1u);
-  const Ints e = arithmetic_shift_right<23>(bits(u) - 0x3F3504F3u);
-  const F f = from_bits(bits(u) - (e << 23)) - 1.0f;
-  const F radius = square_root(fma(signed_to_float(e - 31u), splat<F>(kMinus2Log2), polynomial(kLog, f) * f));
+  const Ints exponent = (bits(u) - (0x3F3504F3u + (31u << 23))) & 0xFF800000u;
+  const F f = from_bits(bits(u) - (31u << 23) - exponent) - 1.0f;
+  const F radius =
+      square_root(fma(signed_to_float(exponent), splat<F>(kMinus2Log2 * 0x1p-23f), polynomial(kLog, f) * f));
 
   // The angle is t pi / 4 in one of four quadrants: the low bits of b negate the cosine and swap it with the sine.
   const F t = signed_to_float(b) * 0x1p-31f;

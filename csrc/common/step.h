@@ -96,7 +96,7 @@ FASTDIFF_INLINE F next_state(const Uses& uses, const Row& row, IO& io, F x, F x0
 }
 
 template <class F, class Uses, class IO>
-FASTDIFF_INLINE void step(const Uses& uses, const Row& row, IO& io) {
+FASTDIFF_INLINE void step(const Uses& uses, const Row& row, IO&& io) {
   const F x = io.x();
   const F out = guided<F>(uses, row, io);
   const F x0 = clip_x0(uses, row, predict_x0(uses, row, x, out));
@@ -109,7 +109,7 @@ FASTDIFF_INLINE void step(const Uses& uses, const Row& row, IO& io) {
   F x_next = splat<F>(0.0f);
   if (uses.any(CX, CZ)) x_next = next_state<CX>(uses, row, io, x, x0, eps, spread);
   if (uses.writes_anchor()) io.store_y(next_state<DX>(uses, row, io, x, x0, eps, z));
-  if (uses.has(SLOT)) io.store_history(static_cast<int>(row.c[SLOT]), uses.has(STORES_EPS) ? eps : x0);
+  if (uses.has(SLOT)) io.store_history(row.c[SLOT], uses.has(STORES_EPS) ? eps : x0);
 
   io.store_x(x_next);
   if (uses.has(X0_OUT)) io.store_x0(x0);

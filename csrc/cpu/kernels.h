@@ -1,9 +1,9 @@
 // The kernels that every instruction set provides: each works on consecutive elements of one sample.
 #pragma once
 
-#include "common/columns.h"
 #include "common/noise_key.h"
 #include "cpu/operand.h"
+#include "tensors/step_tensors.h"
 
 namespace fastdiff {
 
@@ -14,14 +14,6 @@ constexpr int kBlock = 128;
 // Some elements of one sample; `begin` is a multiple of kBlock.
 struct Range {
   int64_t sample, begin, end;
-};
-
-struct StepTensors {
-  Uses uses;
-  Operand x, out, uncond, variance, y, z, x0_out, model_input;
-  Operand history[kHistorySlots];
-  int64_t samples = 0;
-  int64_t branches = 0;  // of model_input: each has the samples of x
 };
 
 // What `step` returns: whether any output or state in the range is not finite.

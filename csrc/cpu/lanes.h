@@ -21,7 +21,7 @@
 
 #include "common/normal.h"
 #include "common/philox.h"
-#include "cpu/two.h"
+#include "common/two.h"
 
 namespace fastdiff {
 namespace {

@@ -1,7 +1,7 @@
 // AVX2 with FMA and F16C: 8 floats.
 #pragma once
 
-#include "cpu/floats.h"
+#include "common/floats.h"
 
 #include <immintrin.h>
 

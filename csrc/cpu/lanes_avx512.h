@@ -1,7 +1,7 @@
 // AVX-512 (F, BW, DQ, VL): 16 floats.
 #pragma once
 
-#include "cpu/floats.h"
+#include "common/floats.h"
 
 #include <immintrin.h>
 

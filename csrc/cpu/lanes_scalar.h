@@ -1,12 +1,12 @@
 // Plain C++ for any machine: one float.
 #pragma once
 
-#include "cpu/floats.h"
+#include "common/floats.h"
 
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
-#include "cpu/two.h"
+#include "common/two.h"
 
 namespace fastdiff {
 namespace {

@@ -5,7 +5,7 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include "cpu/check.h"
+#include "tensors/check.h"
 
 namespace fastdiff {
 namespace {

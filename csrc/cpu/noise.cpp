@@ -6,44 +6,33 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
-#include "cpu/check.h"
+#include "tensors/check.h"
 #include "cpu/level.h"
 #include "cpu/parallel.h"
-#include "cpu/tensors.h"
+#include "tensors/tensors.h"
 
 namespace fastdiff {
 namespace {
 
-// Whose noise each sample gets.
-struct Draws {
-  Draws(const Tensor& key, const Tensor& draw, int64_t stream_, int64_t samples)
-      : keys(key, samples), draw(whole_numbers("draw", draw, samples)), stream(static_cast<uint32_t>(stream_)) {
-    check(stream_ >= 0 && stream_ < 256, "stream must be 0..255, got ", stream_);
-  }
-
-  NoiseKey operator[](int64_t sample) const {
-    return noise_key(keys.seed[sample], keys.sample[sample], static_cast<uint32_t>(draw[sample]), stream);
-  }
-
-  Keys keys;
-  PerSample<int64_t> draw;
-  uint32_t stream;
-};
+NoiseKey key_of(const Draws& draws, int64_t sample) {
+  return noise_key(draws.keys.seed[sample], draws.keys.sample[sample], static_cast<uint32_t>(draws.draw[sample]),
+                   draws.stream);
+}
 
 void normal_(const Tensor& z, const Tensor& key, const Tensor& draw, int64_t stream) {
-  const Shape shape(z);
+  const Shape shape("z", z, DeviceType::cpu);
   StridesPool pool;
   const Operand to = image("z", z, shape, Access::write, pool);
-  const Draws draws(key, draw, stream, shape.samples);
+  const Draws draws(key, draw, stream, shape);
   const Kernels& kernel = kernels();
   for_each_range(shape.samples, shape.elements, kNoiseGrain,
-                 [&](Range range) { kernel.normal(to, draws[range.sample], range); });
+                 [&](Range range) { kernel.normal(to, key_of(draws, range.sample), range); });
 }
 
 void q_sample_out(const Tensor& x0, const Tensor& level, const Tensor& table, const MaybeTensor& key,
                   const MaybeTensor& draw, int64_t stream, const MaybeTensor& noise, const Tensor& x_t,
                   const MaybeTensor& drawn) {
-  const Shape shape(x0);
+  const Shape shape("x0", x0, DeviceType::cpu);
   StridesPool pool;
   const Operand clean = image("x0", x0, shape, Access::read, pool);
   const Operand noisy = image("x_t", x_t, shape, Access::write, pool);
@@ -53,17 +42,17 @@ void q_sample_out(const Tensor& x0, const Tensor& level, const Tensor& table, co
     check_apart("the result", written, "x0", clean, shape);
     check_apart("the result", written, "noise", given, shape);
   }
-  const Table levels(table, 2);
-  const auto index = whole_numbers("level", level, shape.samples);
+  const Table levels(table, 2, shape);
+  const auto index = whole_numbers("level", level, shape);
   for (int64_t b = 0; b < shape.samples; ++b) levels.check_row("level", index[b]);
   check(noise || (key && draw), "q_sample needs key and draw, or noise");
   std::optional<Draws> draws;
-  if (!noise) draws.emplace(*key, *draw, stream, shape.samples);
+  if (!noise) draws.emplace(*key, *draw, stream, shape);
 
   const Kernels& kernel = kernels();
   for_each_range(shape.samples, shape.elements, draws ? kNoiseGrain : kGrain, [&](Range range) {
     const int64_t b = range.sample;
-    const NoiseKey whose = draws ? (*draws)[b] : NoiseKey{};
+    const NoiseKey whose = draws ? key_of(*draws, b) : NoiseKey{};
     kernel.q_sample(clean, given, noisy, copy, levels.at(index[b], 0), levels.at(index[b], 1), whose, range);
   });
 }
@@ -81,17 +70,18 @@ std::tuple<Tensor, Tensor> q_sample(const Tensor& x0, const Tensor& level, const
 }
 
 Tensor noise_loss(const Tensor& pred, const Tensor& key, const Tensor& draw, int64_t stream) {
-  const Shape shape(pred);
+  const Shape shape("pred", pred, DeviceType::cpu);
   StridesPool pool;
   const Operand predicted = image("pred", pred, shape, Access::read, pool);
-  const Draws draws(key, draw, stream, shape.samples);
+  const Draws draws(key, draw, stream, shape);
   const int64_t parts = parts_of(shape.elements);
   std::vector<double> partial(shape.samples * parts);
   const Kernels& kernel = kernels();
   for_each_range(
       shape.samples, shape.elements, kNoiseGrain,
       [&](Range range) {
-        partial[range.sample * parts + range.begin / kPart] = kernel.noise_loss(predicted, draws[range.sample], range);
+        partial[range.sample * parts + range.begin / kPart] =
+            kernel.noise_loss(predicted, key_of(draws, range.sample), range);
       },
       kPart);
 
@@ -107,17 +97,17 @@ Tensor noise_loss(const Tensor& pred, const Tensor& key, const Tensor& draw, int
 
 Tensor noise_loss_backward(const Tensor& grad, const Tensor& pred, const Tensor& key, const Tensor& draw,
                            int64_t stream) {
-  const Shape shape(pred);
+  const Shape shape("pred", pred, DeviceType::cpu);
   StridesPool pool;
   const Operand predicted = image("pred", pred, shape, Access::read, pool);
-  const Draws draws(key, draw, stream, shape.samples);
-  const auto of_loss = floats("grad", grad, shape.samples);
+  const Draws draws(key, draw, stream, shape);
+  const auto of_loss = floats("grad", grad, shape);
   Tensor result = torch::stable::new_empty(pred, pred.sizes());
   const Operand to = image("the gradient", result, shape, Access::write, pool);
   const Kernels& kernel = kernels();
   for_each_range(shape.samples, shape.elements, kNoiseGrain, [&](Range range) {
     const float scale = of_loss[range.sample] * 2.0f / static_cast<float>(shape.elements);
-    kernel.noise_loss_backward(predicted, to, scale, draws[range.sample], range);
+    kernel.noise_loss_backward(predicted, to, scale, key_of(draws, range.sample), range);
   });
   return result;
 }

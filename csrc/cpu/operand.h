@@ -1,33 +1,9 @@
-// A tensor as the kernels see it: samples of elements that are counted in the logical order of (C, H, W).
+// Elements of an operand that are not a whole dense block, in a buffer.
 #pragma once
 
-#include "common/portable.h"
-#include "cpu/floats.h"
+#include "tensors/operand.h"
 
 namespace fastdiff {
-
-constexpr int kMaxDims = 16;  // with the samples
-
-// How the elements of one sample lie where they are not dense; sizes and strides in elements, the last dimension
-// fastest.
-struct Strides {
-  int dims = 0;
-  int64_t size[kMaxDims];
-  int64_t stride[kMaxDims];
-};
-
-struct Operand {
-  char* data = nullptr;              // null where the tensor is not given
-  int64_t sample_stride = 0;         // in bytes
-  const Strides* strides = nullptr;  // null where each sample is dense
-  Float kind = Float::float32;
-
-  FASTDIFF_INLINE bool given() const { return data != nullptr; }
-  FASTDIFF_INLINE bool dense() const { return strides == nullptr; }
-  FASTDIFF_INLINE char* at(int64_t sample, int64_t element) const {
-    return data + sample * sample_stride + element * size_of(kind);
-  }
-};
 
 // Copies `count` elements of a sample to a buffer and fills it with zeros up to `capacity`.
 void gather(const Operand& from, int64_t sample, int64_t begin, int count, int capacity, void* buffer);

@@ -6,7 +6,7 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include "cpu/check.h"
+#include "tensors/check.h"
 #include "cpu/level.h"
 #include "cpu/parallel.h"
 #include "cpu/step.h"
@@ -36,13 +36,13 @@ struct Moments {
 };
 
 Tensor guidance_rescale(const Tensor& out, const Tensor& uncond, const Tensor& w, double phi) {
-  const Shape shape(out);
+  const Shape shape("out", out, DeviceType::cpu);
   StridesPool pool;
   StepTensors tensors;
   tensors.uses.add(GUIDED);
   tensors.out = image("out", out, shape, Access::read, pool);
   tensors.uncond = image("uncond", uncond, shape, Access::read, pool);
-  const auto scale = floats("w", w, shape.samples);
+  const auto scale = floats("w", w, shape);
 
   const int64_t parts = parts_of(shape.elements);
   std::vector<Moments> conditional(shape.samples * parts), guided(shape.samples * parts);
@@ -81,7 +81,7 @@ Tensor guidance_rescale(const Tensor& out, const Tensor& uncond, const Tensor& w
 // |x0| of one sample, block by block and as often as asked: it is computed again, not stored.
 class AbsoluteX0 {
  public:
-  AbsoluteX0(const StepCall& call, int64_t sample) : call_(call), row_(call.row(sample)), sample_(sample) {}
+  AbsoluteX0(const StepCall& call, int64_t sample) : call_(call), row_(row_of(call, sample)), sample_(sample) {}
 
   // Calls visit(word) for the bits of each value; they are ordered as the values are.
   template <class Visit>
@@ -151,7 +151,8 @@ Tensor threshold(const Tensor& x, const Tensor& out, const Tensor& table, int64_
                  const MaybeTensor& uncond, const MaybeTensor& w, const MaybeTensor& scale, double quantile) {
   StepArguments arguments{x, out, table, layout, row, view_of(uncond), view_of(w)};
   arguments.scale = view_of(scale);
-  const StepCall call(arguments);
+  const StepCall call(arguments, DeviceType::cpu);
+  check_rows(call);
   check(quantile >= 0.0 && quantile <= 1.0, "quantile must be in 0..1, got ", quantile);
   const int64_t samples = call.shape.samples, elements = call.shape.elements;
   check(elements > 0 || samples == 0, "threshold needs samples with elements");

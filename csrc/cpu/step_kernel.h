@@ -3,6 +3,7 @@
 
 #include "cpu/blocks.h"
 
+#include "common/formulas.h"
 #include "common/step.h"
 
 namespace fastdiff {
@@ -28,8 +29,8 @@ struct StepBlock {
   FASTDIFF_INLINE void store_x(Lanes value) const { x_.store(element, value); }
   FASTDIFF_INLINE void store_y(Lanes value) const { y_.store(element, value); }
   FASTDIFF_INLINE void store_x0(Lanes value) const { x0_.store(element, value); }
-  FASTDIFF_INLINE void store_history(int slot, Lanes value) const {
-    if (slot >= 0) history_[slot].store(element, value);
+  FASTDIFF_INLINE void store_history(float slot, Lanes value) const {
+    if (slot >= 0.0f) history_[static_cast<int>(slot)].store(element, value);
   }
   FASTDIFF_INLINE void store_model_input(Lanes value) const {
     for (int64_t branch = 0; branch < branches; ++branch) {
@@ -117,39 +118,6 @@ int step_range_of(const Uses& uses, const StepTensors& tensors, const Row& row_,
   });
   return not_finite;
 }
-
-constexpr uint64_t set_of() { return 0; }
-template <class... Rest>
-constexpr uint64_t set_of(int column, Rest... rest) {
-  return uint64_t{1} << column | set_of(rest...);
-}
-
-// A set of columns known to the compiler, but for what many samplers may or may not use, which stays a question.
-template <uint64_t columns>
-struct Formula {
-  static constexpr uint64_t kOptional = set_of(SCALE_IN, CZ, GUIDED, MODEL_INPUT, FIRST_BAD);
-  Uses uses;
-
-  static bool fits(Uses uses) { return (uses.bits & ~kOptional) == columns; }
-
-  FASTDIFF_INLINE bool has(int column) const {
-    return (kOptional >> column & 1) ? uses.has(column) : (columns >> column & 1);
-  }
-  FASTDIFF_INLINE bool any(int first, int last) const {
-    const uint64_t span = ((uint64_t{2} << (last - first)) - 1) << first;
-    return (columns & span) || (kOptional & span && uses.any(first, last));
-  }
-  FASTDIFF_INLINE bool draws_noise() const { return has(CZ); }
-  FASTDIFF_INLINE bool writes_anchor() const { return false; }
-};
-
-using DdimClipped = Formula<set_of(PX, PO, CLIP, EX, E0, C0, CE)>;
-using Ddim = Formula<set_of(PX, PO, EO, C0, CE)>;
-using DdimVelocity = Formula<set_of(PX, PO, EX, EO, C0, CE)>;
-using AncestralClipped = Formula<set_of(PX, PO, CLIP, CX, C0)>;
-using Ancestral = Formula<set_of(PX, PO, CX, C0)>;
-using MultistepClipped = Formula<set_of(PX, PO, CLIP, CX, C0, CH0, SLOT)>;
-using Multistep = Formula<set_of(PX, PO, CX, C0, CH0, SLOT)>;
 
 // Calls run with the first formula that fits, or with the set of columns as it is.
 template <class Run>

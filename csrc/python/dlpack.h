@@ -6,7 +6,7 @@
 
 namespace fastdiff::dlpack {
 
-enum DeviceType : int32_t { kCpu = 1 };
+enum DeviceType : int32_t { kCpu = 1, kCuda = 2 };
 enum TypeCode : uint8_t { kInt = 0, kFloat = 2, kBfloat = 4 };
 
 struct Tensor {
@@ -26,7 +26,8 @@ struct ExchangeApi {
   const void *allocate, *export_owned, *import_owned;
   // Returns 0, or -1 with a Python exception set. What `out` points to belongs to the Python object.
   int (*view)(void* python_object, Tensor* out);
-  const void* current_work_stream;
+  // Puts into `stream` the one on which work for a device is queued. Returns 0, or -1 with a Python exception set.
+  int (*current_work_stream)(int32_t device_type, int32_t device_id, void** stream);
 };
 
 }  // namespace fastdiff::dlpack

@@ -12,6 +12,10 @@
 #include "cpu/step.h"
 #include "python/dlpack.h"
 
+#if defined(FASTDIFF_CUDA)
+#include "cuda/ops.h"
+#endif
+
 namespace fastdiff {
 namespace {
 
@@ -21,7 +25,7 @@ constexpr int64_t kLong = 32768;
 
 // What `bind` was given.
 PyObject* tensor_type = nullptr;
-PyObject* op = nullptr;
+PyObject *op = nullptr, *cuda_op = nullptr;
 const dlpack::ExchangeApi* exchange = nullptr;
 
 ScalarType type_of(const dlpack::Tensor& tensor) {
@@ -32,6 +36,11 @@ ScalarType type_of(const dlpack::Tensor& tensor) {
   if (is(dlpack::kFloat, 16)) return ScalarType::Half;
   if (is(dlpack::kInt, 64)) return ScalarType::Long;
   return ScalarType::Undefined;
+}
+
+DeviceType device_type_of(const dlpack::Tensor& tensor) {
+  if (tensor.device_type == dlpack::kCpu) return DeviceType::cpu;
+  return tensor.device_type == dlpack::kCuda ? DeviceType::cuda : DeviceType::other;
 }
 
 bool read(PyObject* object, View& view) {
@@ -46,7 +55,7 @@ bool read(PyObject* object, View& view) {
   view.stride = tensor.strides;
   view.dims = tensor.ndim;
   view.type = type_of(tensor);
-  view.on_cpu = tensor.device_type == dlpack::kCpu;
+  view.device = {device_type_of(tensor), tensor.device_id};
   // Without memory of its own (torch's lazy zeros), or with strides left out, it is not plain.
   return tensor.data != nullptr && tensor.strides != nullptr;
 }
@@ -75,7 +84,7 @@ bool read(PyObject* const* given, Py_ssize_t count, StepArguments& to) {
   return true;
 }
 
-PyObject* call_op(PyObject* const* given, Py_ssize_t count) {
+PyObject* call_op(PyObject* op, PyObject* const* given, Py_ssize_t count) {
   if (op == nullptr) {
     PyErr_SetString(PyExc_RuntimeError, "fastdiff._C is not bound to torch: import fastdiff and use that");
     return nullptr;
@@ -91,10 +100,11 @@ PyObject* call_op(PyObject* const* given, Py_ssize_t count) {
   return result;
 }
 
-void step_without_python(const StepArguments& arguments) {
+template <class Step>
+void without_python(const Step& step) {
   PyThreadState* state = PyEval_SaveThread();
   try {
-    step(arguments);
+    step();
   } catch (...) {
     PyEval_RestoreThread(state);
     throw;
@@ -102,16 +112,10 @@ void step_without_python(const StepArguments& arguments) {
   PyEval_RestoreThread(state);
 }
 
-PyObject* python_step(PyObject*, PyObject* const* given, Py_ssize_t count) {
-  StepArguments arguments;
-  if (!read(given, count, arguments)) return call_op(given, count);
+template <class Step>
+PyObject* none_or_error(const Step& step) {
   try {
-    const Shape shape(arguments.x);
-    if (shape.samples * shape.elements < kLong) {
-      step(arguments);
-    } else {
-      step_without_python(arguments);
-    }
+    step();
   } catch (const std::exception& error) {
     PyErr_SetString(PyExc_RuntimeError, error.what());
     return nullptr;
@@ -119,9 +123,35 @@ PyObject* python_step(PyObject*, PyObject* const* given, Py_ssize_t count) {
   Py_RETURN_NONE;
 }
 
+PyObject* python_step(PyObject*, PyObject* const* given, Py_ssize_t count) {
+  StepArguments arguments;
+  if (!read(given, count, arguments)) return call_op(op, given, count);
+  return none_or_error([&] {
+    const Shape shape("x", arguments.x, DeviceType::cpu);
+    if (shape.samples * shape.elements < kLong) {
+      step(arguments);
+    } else {
+      without_python([&] { step(arguments); });
+    }
+  });
+}
+
+#if defined(FASTDIFF_CUDA)
+PyObject* python_step_cuda(PyObject*, PyObject* const* given, Py_ssize_t count) {
+  StepArguments arguments;
+  void* stream = nullptr;
+  if (!read(given, count, arguments)) return call_op(cuda_op, given, count);
+  if (arguments.x.device.type == DeviceType::cuda &&
+      exchange->current_work_stream(dlpack::kCuda, arguments.x.device.index, &stream) != 0) {
+    return nullptr;
+  }
+  return none_or_error([&] { cuda::step(arguments, stream); });
+}
+#endif
+
 PyObject* bind(PyObject*, PyObject* const* given, Py_ssize_t count) {
-  if (count != 3) {
-    PyErr_SetString(PyExc_TypeError, "bind takes a type, a capsule and an op");
+  if (count != 4) {
+    PyErr_SetString(PyExc_TypeError, "bind takes a type, a capsule and two ops");
     return nullptr;
   }
   const auto* api = static_cast<const dlpack::ExchangeApi*>(PyCapsule_GetPointer(given[1], "dlpack_exchange_api"));
@@ -129,20 +159,30 @@ PyObject* bind(PyObject*, PyObject* const* given, Py_ssize_t count) {
     PyErr_Clear();
     Py_RETURN_FALSE;
   }
-  if (api->major_version != 1 || api->view == nullptr) Py_RETURN_FALSE;
+  if (api->major_version != 1 || api->view == nullptr || api->current_work_stream == nullptr) Py_RETURN_FALSE;
   Py_INCREF(given[0]);
   Py_INCREF(given[2]);
+  Py_INCREF(given[3]);
   tensor_type = given[0];
   op = given[2];
+  cuda_op = given[3];
   exchange = api;
   Py_RETURN_TRUE;
 }
 
-PyMethodDef methods[] = {{"step", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(python_step)), METH_FASTCALL,
-                          "fastdiff::step by position, past torch's dispatcher where all tensors are plain ones."},
-                         {"bind", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(bind)), METH_FASTCALL,
-                          "bind(torch.Tensor, its DLPack exchange table, the op) -> whether the table can be used."},
-                         {nullptr, nullptr, 0, nullptr}};
+PyCFunction function(PyObject* (*fast)(PyObject*, PyObject* const*, Py_ssize_t)) {
+  return reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(fast));
+}
+
+PyMethodDef methods[] = {
+    {"step", function(python_step), METH_FASTCALL,
+     "fastdiff::step by position, past torch's dispatcher where all tensors are plain ones."},
+#if defined(FASTDIFF_CUDA)
+    {"step_cuda", function(python_step_cuda), METH_FASTCALL, "The same for fastdiff::step.cuda."},
+#endif
+    {"bind", function(bind), METH_FASTCALL,
+     "bind(torch.Tensor, its DLPack exchange table, step, step.cuda) -> whether the table can be used."},
+    {nullptr, nullptr, 0, nullptr}};
 PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};
 
 }  // namespace

@@ -1,13 +1,12 @@
-"""The `cpu` backend: the C++ kernels of the extension `fastdiff._C`, called through `torch.ops.fastdiff`."""
+"""The backends `cpu` and `cuda`: the kernels of the extension `fastdiff._C`, called through `torch.ops.fastdiff`."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from importlib.machinery import EXTENSION_SUFFIXES, ExtensionFileLoader
 from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import torch
 
@@ -16,6 +15,7 @@ from fastdiff.ops import schema
 INSTRUCTION_SETS = ("scalar", "AVX2", "AVX-512")
 # A backend: the functions of `reference`. Loading the extension puts its own step in the last one's place.
 ops = SimpleNamespace(**schema.OPS, step_directly=schema.OPS["step"])
+cuda_ops = SimpleNamespace(**schema.GPU_OPS["cuda"], step_directly=schema.GPU_OPS["cuda"]["step"])
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -37,12 +37,14 @@ def load(path: Path | None) -> str | None:
     except OSError as error:
         reason = " ".join(str(error.__cause__ or error).split())
         return f"the C++ extension does not load ({reason}); install fastdiff-sampler again, or use backend='eager'"
-    ops.step_directly = _step_past_the_dispatcher(path) or ops.step
+    module = _step_past_the_dispatcher(path)
+    ops.step_directly = getattr(module, "step", ops.step)
+    cuda_ops.step_directly = getattr(module, "step_cuda", cuda_ops.step)
     return None
 
 
-def _step_past_the_dispatcher(path: Path) -> Callable[..., None] | None:
-    """Return the extension's own `step`; None if it was built without Python's headers or torch lacks the table."""
+def _step_past_the_dispatcher(path: Path) -> ModuleType | None:
+    """Return the module of the extension's own steps; None if it has none or torch lacks the table that they read."""
     exchange = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
     loader = ExtensionFileLoader("fastdiff._C", str(path))
     spec = spec_from_loader(loader.name, loader)
@@ -53,8 +55,7 @@ def _step_past_the_dispatcher(path: Path) -> Callable[..., None] | None:
     except ImportError:
         return None
     loader.exec_module(module)
-    step: Callable[..., None] = module.step
-    return step if module.bind(torch.Tensor, exchange, ops.step) else None
+    return module if module.bind(torch.Tensor, exchange, ops.step, cuda_ops.step) else None
 
 
 @functools.cache
@@ -66,3 +67,16 @@ def missing() -> str | None:
 def instruction_set() -> str | None:
     """Return which of `INSTRUCTION_SETS` the kernels use; None where the backend is missing."""
     return None if missing() else INSTRUCTION_SETS[torch.ops.fastdiff.cpu_level.default()]
+
+
+def cuda_missing() -> str | None:
+    """Return why the backend `cuda` cannot run here, or None."""
+    reason = missing()
+    if reason is not None:
+        return reason
+    if not torch._C._dispatch_has_kernel_for_dispatch_key("fastdiff::step.cuda", "CUDA"):
+        return (
+            "the extension was built without CUDA (no nvcc, or a torch without CUDA); install fastdiff-sampler again "
+            "with both, or use backend='auto'"
+        )
+    return None if torch.cuda.is_available() else "torch sees no NVIDIA GPU; use backend='auto'"

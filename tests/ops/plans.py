@@ -1,4 +1,4 @@
-"""Plans for the tests of the ops: any set of columns, all of them, and the sets that have a C++ kernel of their own."""
+"""Plans for the tests of the ops: of chosen columns, and the sets of columns that have a C++ kernel of their own."""
 
 from __future__ import annotations
 
@@ -8,23 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from hypothesis import strategies as st
 from torch import Tensor
 
-from fastdiff.plan import HISTORY_SLOTS, NEUTRAL, Plan
+from fastdiff.plan import NEUTRAL, Plan
 
 ROWS = 3
-NUMBERS: st.SearchStrategy[Any] = st.floats(-2, 2, width=32)
-VALUES = {"clip": st.sampled_from([0.5, 1.0, np.inf]), "slot": st.integers(-1, HISTORY_SLOTS - 1)}
 STORES = ["x0", "eps"]
-
-
-@st.composite
-def plans(draw: st.DrawFn) -> Plan:
-    """Plans with any set of columns."""
-    names = sorted(draw(st.sets(st.sampled_from(sorted(NEUTRAL)))))
-    columns = {name: draw(st.lists(VALUES.get(name, NUMBERS), min_size=ROWS, max_size=ROWS)) for name in names}
-    return Plan.build("any", np.arange(ROWS)[::-1], columns, stores=draw(st.sampled_from(STORES)))
 
 
 def plan_of(columns: set[str], stores: str = "x0") -> Plan:
@@ -35,8 +24,8 @@ def plan_of(columns: set[str], stores: str = "x0") -> Plan:
 
 
 def specialised() -> list[set[str]]:
-    """The sets of columns for which csrc/cpu/step_kernel.h compiles a kernel."""
-    source = Path(__file__).parents[2] / "csrc" / "cpu" / "step_kernel.h"
+    """The sets of columns for which csrc/common/formulas.h compiles a kernel."""
+    source = Path(__file__).parents[2] / "csrc" / "common" / "formulas.h"
     found = re.findall(r"= Formula<set_of\((.*?)\)>;", source.read_text())
     return [set(columns.lower().split(", ")) for columns in found]
 

@@ -13,7 +13,8 @@ import fastdiff as fd
 from fastdiff.ops import native, reference
 from fastdiff.plan import HISTORY_SLOTS, NEUTRAL, Plan
 from tests.ops.cpu import FLOATS, Call, Random, assert_same_bits, copied, cpu_backend, run, step_call
-from tests.ops.plans import ROWS, STORES, plan_of, plans, specialised, table
+from tests.ops.plans import ROWS, STORES, plan_of, specialised, table
+from tests.ops.strategies import plans
 
 pytestmark = cpu_backend
 

@@ -13,7 +13,8 @@ from fastdiff.ops import reference
 from fastdiff.ops.exact import exp
 from fastdiff.plan import HISTORY_SLOTS, NEUTRAL, Plan
 from tests import rounding
-from tests.ops.plans import ROWS, plans, table
+from tests.ops.plans import ROWS, table
+from tests.ops.strategies import plans
 
 # One float32 rounding is 6e-8; a row has at most 30 of them on numbers of size up to 30.
 FLOAT32 = {"rtol": 1e-5, "atol": 1e-4}

@@ -1,20 +1,23 @@
-#include "cpu/tensors.h"
+#include "tensors/tensors.h"
 
 #include <algorithm>
 #include <array>
+#include <string>
 #include <utility>
 #include <vector>
 
 #include <torch/csrc/stable/ops.h>
 
 #include "common/columns.h"
-#include "cpu/check.h"
+#include "tensors/check.h"
 
 namespace fastdiff {
 namespace {
 
 // Elements of a sample whose quads a 32-bit word can count.
 constexpr int64_t kMostElements = int64_t{1} << 34;
+
+const char* name_of(DeviceType backend) { return backend == DeviceType::cpu ? "cpu" : "cuda"; }
 
 Float kind_of(const char* name, const View& view) {
   switch (view.type) {
@@ -25,12 +28,20 @@ Float kind_of(const char* name, const View& view) {
     case ScalarType::Half:
       return Float::float16;
     default:
-      refuse(name, " must be float32, bfloat16 or float16 for the cpu backend; float64 runs on eager");
+      refuse(name, " must be float32, bfloat16 or float16 for the ", name_of(view.device.type),
+             " backend; float64 runs on eager");
   }
 }
 
-void check_place(const char* name, const View& view) {
-  check(view.on_cpu, name, " must be on the CPU, like the other tensors of the call");
+std::string words(const Device& device) {
+  if (device.type == DeviceType::cpu) return "the CPU";
+  return device.type == DeviceType::cuda ? "cuda:" + std::to_string(device.index) : "another kind of device";
+}
+
+void check_place(const char* name, const View& view, const Shape& shape) {
+  const Device& wanted = shape.like.device;
+  check(view.device == wanted, name, " is on ", words(view.device), " and must be on ", words(wanted),
+        ", like the other tensors of the call");
 }
 
 // The dims of one sample without those of size 1, those that lie one behind the other made one.
@@ -55,7 +66,7 @@ bool is_dense(const Strides& strides) { return strides.dims == 0 || (strides.dim
 // Sizes, strides and data of [samples, ...], without `skip` dims before it.
 Operand operand(const char* name, const View& view, int64_t skip, const Shape& shape, StridesPool& pool,
                 int64_t branches) {
-  check_place(name, view);
+  check_place(name, view, shape);
   const int64_t *size = view.size + skip, *stride = view.stride + skip;
   const int64_t dims = view.dims - skip;
   bool same = dims == shape.like.dims && size[0] == shape.samples * branches;
@@ -82,7 +93,10 @@ View::View(const Tensor& tensor)
       stride(tensor.strides().data()),
       dims(tensor.dim()),
       type(tensor.scalar_type()),
-      on_cpu(tensor.is_cpu()) {}
+      device{tensor.is_cpu()    ? DeviceType::cpu
+             : tensor.is_cuda() ? DeviceType::cuda
+                                : DeviceType::other,
+             tensor.get_device_index()} {}
 
 MaybeView view_of(const MaybeTensor& tensor) { return tensor ? MaybeView(*tensor) : std::nullopt; }
 
@@ -102,7 +116,9 @@ void check_own_memory(const char* name, const View& view) {
   }
 }
 
-Shape::Shape(const View& like) : like(like), samples(0), elements(1) {
+Shape::Shape(const char* name, const View& like, DeviceType backend) : like(like), samples(0), elements(1) {
+  check(like.device.type == backend, name, " is on ", words(like.device), ", where the ", name_of(backend),
+        " backend cannot run");
   check(like.dims >= 1 && like.dims <= kMaxDims, "image tensors must have 1 to ", kMaxDims,
         " dimensions, the samples first");
   samples = like.size[0];
@@ -203,11 +219,11 @@ int history_slots(const View& view, const Shape& shape, StridesPool& pool, Opera
 namespace {
 
 template <class Number>
-PerSample<Number> per_sample(const char* name, const View& view, int64_t samples, ScalarType type,
+PerSample<Number> per_sample(const char* name, const View& view, const Shape& shape, ScalarType type,
                              const char* type_name) {
-  check_place(name, view);
-  check(view.type == type && view.dims == 1 && view.size[0] == samples, name, " must be ", type_name,
-        " with one number for each of ", samples, " samples");
+  check_place(name, view, shape);
+  check(view.type == type && view.dims == 1 && view.size[0] == shape.samples, name, " must be ", type_name,
+        " with one number for each of ", shape.samples, " samples");
   return {static_cast<const Number*>(view.data), view.stride[0]};
 }
 
@@ -217,20 +233,21 @@ Tensor one_per_sample(const Tensor& like, int64_t samples) {
   return torch::stable::new_empty(like, std::vector<int64_t>{samples}, std::make_optional(ScalarType::Float));
 }
 
-PerSample<int64_t> whole_numbers(const char* name, const View& view, int64_t samples) {
-  return per_sample<int64_t>(name, view, samples, ScalarType::Long, "int64");
+PerSample<int64_t> whole_numbers(const char* name, const View& view, const Shape& shape) {
+  return per_sample<int64_t>(name, view, shape, ScalarType::Long, "int64");
 }
 
-PerSample<float> floats(const char* name, const View& view, int64_t samples) {
-  return per_sample<float>(name, view, samples, ScalarType::Float, "float32");
+PerSample<float> floats(const char* name, const View& view, const Shape& shape) {
+  return per_sample<float>(name, view, shape, ScalarType::Float, "float32");
 }
 
-Table::Table(const View& view, int64_t columns) {
-  check_place("table", view);
-  check(view.type == ScalarType::Float && view.dims == 2 && view.size[1] == columns, "table must be float32 [rows, ",
-        columns, "] for this call");
+Table::Table(const View& view, int64_t columns_, const Shape& shape) {
+  check_place("table", view, shape);
+  check(view.type == ScalarType::Float && view.dims == 2 && view.size[1] == columns_, "table must be float32 [rows, ",
+        columns_, "] for this call");
   data = static_cast<const float*>(view.data);
   rows = view.size[0];
+  columns = columns_;
   row_stride = view.stride[0];
   column_stride = view.stride[1];
 }
@@ -239,13 +256,18 @@ void Table::check_row(const char* name, int64_t row) const {
   check(row >= 0 && row < rows, name, " ", row, " is not in the table, which has ", rows, " rows");
 }
 
-Keys::Keys(const View& view, int64_t samples) {
-  check_place("key", view);
-  check(view.type == ScalarType::Long && view.dims == 2 && view.size[0] == 2 && view.size[1] == samples,
-        "key must be int64 [2, ", samples, "]: seeds and sample indices");
+Keys::Keys(const View& view, const Shape& shape) {
+  check_place("key", view, shape);
+  check(view.type == ScalarType::Long && view.dims == 2 && view.size[0] == 2 && view.size[1] == shape.samples,
+        "key must be int64 [2, ", shape.samples, "]: seeds and sample indices");
   const auto* data = static_cast<const int64_t*>(view.data);
   seed = {data, view.stride[1]};
   sample = {data + view.stride[0], view.stride[1]};
+}
+
+Draws::Draws(const View& key, const View& draw, int64_t stream_, const Shape& shape)
+    : keys(key, shape), draw(whole_numbers("draw", draw, shape)), stream(static_cast<uint32_t>(stream_)) {
+  check(stream_ >= 0 && stream_ < 256, "stream must be 0..255, got ", stream_);
 }
 
 }  // namespace fastdiff

@@ -5,13 +5,22 @@
 
 #include <torch/csrc/stable/tensor.h>
 
-#include "cpu/operand.h"
+#include "tensors/operand.h"
 
 namespace fastdiff {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using MaybeTensor = std::optional<Tensor>;
+
+enum class DeviceType : uint8_t { cpu, cuda, other };
+
+struct Device {
+  DeviceType type = DeviceType::other;
+  int32_t index = 0;
+
+  bool operator==(const Device& to) const { return type == to.type && (type == DeviceType::cpu || index == to.index); }
+};
 
 // A tensor as its caller holds it: sizes and strides (in elements) are the caller's.
 struct View {
@@ -23,7 +32,7 @@ struct View {
   const int64_t* stride = nullptr;
   int64_t dims = 0;
   ScalarType type = ScalarType::Undefined;
-  bool on_cpu = false;
+  Device device;
 };
 using MaybeView = std::optional<View>;
 
@@ -32,9 +41,9 @@ MaybeView view_of(const MaybeTensor& tensor);
 // Refuses a tensor in which two elements share memory.
 void check_own_memory(const char* name, const View& view);
 
-// The shape that the image tensors of a call have in common.
+// The shape that the image tensors of a call have in common, and the device of all of its tensors.
 struct Shape {
-  explicit Shape(const View& like);
+  Shape(const char* name, const View& like, DeviceType backend);
 
   View like;
   int64_t samples;
@@ -65,38 +74,38 @@ void check_apart(const char* written_name, const Operand& written, const char* r
 // Puts the slots of a history [slots, samples, ...] into `slot` and returns how many there are.
 int history_slots(const View& view, const Shape& shape, StridesPool& pool, Operand* slot);
 
-// One number per sample.
-template <class Number>
-struct PerSample {
-  const Number* data = nullptr;
-  int64_t stride = 0;
-
-  Number operator[](int64_t sample) const { return data[sample * stride]; }
-};
-
 // A new float32 tensor with one number for each sample, on the device of `like`.
 Tensor one_per_sample(const Tensor& like, int64_t samples);
 
-PerSample<int64_t> whole_numbers(const char* name, const View& view, int64_t samples);
-PerSample<float> floats(const char* name, const View& view, int64_t samples);
+PerSample<int64_t> whole_numbers(const char* name, const View& view, const Shape& shape);
+PerSample<float> floats(const char* name, const View& view, const Shape& shape);
 
 // float32 [rows, columns].
 struct Table {
-  Table(const View& view, int64_t columns);
+  Table(const View& view, int64_t columns, const Shape& shape);
 
   float at(int64_t row, int64_t column) const { return data[row * row_stride + column * column_stride]; }
   void check_row(const char* name, int64_t row) const;
 
   const float* data;
-  int64_t rows, row_stride, column_stride;
+  int64_t rows, columns, row_stride, column_stride;
 };
 
 // Seeds and global sample indices, int64 [2, samples].
 struct Keys {
   Keys() = default;
-  Keys(const View& view, int64_t samples);
+  Keys(const View& view, const Shape& shape);
 
   PerSample<int64_t> seed, sample;
+};
+
+// Whose noise each sample gets.
+struct Draws {
+  Draws(const View& key, const View& draw, int64_t stream, const Shape& shape);
+
+  Keys keys;
+  PerSample<int64_t> draw;
+  uint32_t stream;
 };
 
 }  // namespace fastdiff

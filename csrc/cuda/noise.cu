@@ -1,0 +1,44 @@
+#include <algorithm>
+
+#include "cuda/noise_body.h"
+
+namespace fastdiff {
+namespace {
+
+template <template <Storage> class Each>
+const char* launch_vectors(const NoiseTask& task, bool dense, Queue queue) {
+  using Dense = VectorBody<Storage::mixed, Each<Storage::mixed>>;
+  using Any = VectorBody<Storage::any, Each<Storage::any>>;
+  const Grid grid = {task.samples, blocks_for(task.samples, task.vectors, Dense::kThreads, queue)};
+  return dense ? launch<Dense>(task, grid, queue) : launch<Any>(task, grid, queue);
+}
+
+template <Storage storage>
+using NoiseWithGiven = NoiseData<storage, true>;
+template <Storage storage>
+using NoiseWithDrawn = NoiseData<storage, false>;
+
+}  // namespace
+
+const char* launch_normal(const NoiseTask& task, bool dense, Queue queue) {
+  return launch_vectors<DrawNormals>(task, dense, queue);
+}
+
+const char* launch_q_sample(const NoiseTask& task, bool dense, Queue queue) {
+  return task.noise.data != nullptr ? launch_vectors<NoiseWithGiven>(task, dense, queue)
+                                    : launch_vectors<NoiseWithDrawn>(task, dense, queue);
+}
+
+const char* launch_noise_loss(const NoiseTask& task, bool dense, Queue queue) {
+  const int64_t parts_each = (task.elements + kReducePart - 1) / kReducePart;
+  const Grid parts = {task.samples, std::min(kMostBlocks, parts_each)};
+  const char* error =
+      dense ? launch<LossPart<Storage::mixed>>(task, parts, queue) : launch<LossPart<Storage::any>>(task, parts, queue);
+  return error != nullptr ? error : launch<LossMean>(task, {task.samples, 1}, queue);
+}
+
+const char* launch_noise_loss_backward(const NoiseTask& task, bool dense, Queue queue) {
+  return launch_vectors<LossGradient>(task, dense, queue);
+}
+
+}  // namespace fastdiff

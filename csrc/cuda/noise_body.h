@@ -1,0 +1,166 @@
+// The kernels that draw noise into a tensor, into clean data, or against a prediction.
+#pragma once
+
+#include "common/step.h"
+#include "cuda/noise_lanes.h"
+#include "cuda/reduce.h"
+
+namespace fastdiff {
+namespace {
+
+FASTDIFF_INLINE NoiseKey key_of(const NoiseTask& task, int64_t sample) {
+  return noise_key(task.seed[sample], task.sample[sample], static_cast<uint32_t>(task.draw[sample]), task.stream);
+}
+
+template <Storage storage>
+FASTDIFF_INLINE Sample<storage> open(const NoiseTask& task, const Elements& tensor, int64_t sample) {
+  return open<storage>(tensor, task.strides, sample, task.elements);
+}
+
+FASTDIFF_INLINE Four float32(const Vector& z, int quad) { return z.widened(Float::float32, quad); }
+
+template <Storage storage>
+FASTDIFF_INLINE void store(const Sample<storage>& to, uint32_t vector, const Four (&value)[2]) {
+  Vector words;
+  FASTDIFF_UNROLL
+  for (int quad = 0; quad < 2; ++quad) {
+    words.narrow(to.kind, quad, value[quad]);
+    to.store(vector, quad, words);
+  }
+}
+
+// Bodies whose threads take vector after vector. `Each` is visited for them.
+template <Storage storage, class Each>
+struct VectorBody {
+  using Task = NoiseTask;
+  using Shared = Nothing;
+  static constexpr int kThreads = 128, kBlocks = storage == Storage::any ? 4 : 10;  // 128 or 48 registers
+
+  template <class Block>
+  static FASTDIFF_INLINE void run(const NoiseTask& task, const Block& block) {
+    block.each_thread([&](uint32_t thread) {
+      const Each each(task, block.sample);
+      FASTDIFF_NO_UNROLL
+      for (uint32_t v = block.index * kThreads + thread; v < task.vectors; v += block.count * kThreads) each.visit(v);
+    });
+  }
+};
+
+template <Storage storage>
+struct DrawNormals {
+  NoiseKey key;
+  Sample<storage> z;
+
+  FASTDIFF_INLINE DrawNormals(const NoiseTask& task, int64_t b)
+      : key(key_of(task, b)), z(open<storage>(task, task.written, b)) {}
+
+  FASTDIFF_INLINE void visit(uint32_t vector) const {
+    const Vector drawn = draw<2>(key, 2 * vector, false);
+    store(z, vector, {float32(drawn, 0), float32(drawn, 1)});
+  }
+};
+
+// `given`: the noise is read, not drawn.
+template <Storage storage, bool given>
+struct NoiseData {
+  float alpha, sigma;
+  NoiseKey key;
+  Sample<storage> x0, noise, x_t, drawn;
+
+  FASTDIFF_INLINE NoiseData(const NoiseTask& task, int64_t b)
+      : x0(open<storage>(task, task.read, b)),
+        noise(open<storage>(task, task.noise, b)),
+        x_t(open<storage>(task, task.written, b)),
+        drawn(open<storage>(task, task.drawn, b)) {
+    if (!given) key = key_of(task, b);
+    const int64_t level = task.level[b];
+    const bool known = level >= 0 && level < task.levels;
+    const float* row = task.table + (known ? level * task.row_stride : 0);
+    alpha = known ? row[0] : __builtin_nanf("");
+    sigma = known ? row[task.column_stride] : __builtin_nanf("");
+  }
+
+  FASTDIFF_INLINE void visit(uint32_t vector) const {
+    const Vector clean = x0.load(vector);
+    const Vector z = given ? noise.load(vector) : draw<2>(key, 2 * vector, false);
+    const Four eps[2] = {float32(z, 0), float32(z, 1)};
+    store(x_t, vector,
+          {q_sample(alpha, sigma, clean.widened(x0.kind, 0), eps[0]),
+           q_sample(alpha, sigma, clean.widened(x0.kind, 1), eps[1])});
+    if (drawn.data != nullptr) store(drawn, vector, eps);
+  }
+};
+
+template <Storage storage>
+struct LossGradient {
+  float scale;
+  NoiseKey key;
+  Sample<storage> pred, grad;
+
+  FASTDIFF_INLINE LossGradient(const NoiseTask& task, int64_t b)
+      : scale(task.grad[b] * 2.0f / static_cast<float>(task.elements)),
+        key(key_of(task, b)),
+        pred(open<storage>(task, task.read, b)),
+        grad(open<storage>(task, task.written, b)) {}
+
+  FASTDIFF_INLINE void visit(uint32_t vector) const {
+    const Vector p = pred.load(vector), z = draw<2>(key, 2 * vector, false);
+    store(grad, vector,
+          {scale * (p.widened(pred.kind, 0) - float32(z, 0)), scale * (p.widened(pred.kind, 1) - float32(z, 1))});
+  }
+};
+
+// The sum of (pred - eps)^2 over one part of a sample.
+template <Storage storage>
+struct LossPart {
+  using Task = NoiseTask;
+  using Shared = Sums<1>;
+  static constexpr int kThreads = kReduceThreads, kBlocks = storage == Storage::any ? 2 : 5;
+
+  template <class Block>
+  static FASTDIFF_INLINE void run(const NoiseTask& task, const Block& block) {
+    for_each_part(task.elements, block, [&](int64_t part, int64_t parts) { run(task, block, part, parts); });
+  }
+
+  template <class Block>
+  static FASTDIFF_INLINE void run(const NoiseTask& task, const Block& block, int64_t part, int64_t parts) {
+    block.phase([&](uint32_t thread) {
+      const NoiseKey key = key_of(task, block.sample);
+      const Sample<storage> pred = open<storage>(task, task.read, block.sample);
+      double sum = 0.0;
+      for_part(part, thread, task.vectors, [&](uint32_t vector) {
+        const Vector p = pred.load(vector), z = draw<2>(key, 2 * vector, false);
+        const int64_t left = task.elements - int64_t{vector} * 8;
+        FASTDIFF_UNROLL
+        for (int i = 0; i < 8; ++i) {
+          const double apart = lane(p.widened(pred.kind, i / 4), i % 4) - lane(float32(z, i / 4), i % 4);
+          if (i < left) sum += apart * apart;
+        }
+      });
+      block.shared.of[0][thread] = sum;
+    });
+    add_threads(block);
+    block.phase([&](uint32_t thread) {
+      if (thread == 0) task.partial[block.sample * parts + part] = block.shared.of[0][0];
+    });
+  }
+};
+
+struct LossMean {
+  using Task = NoiseTask;
+  using Shared = Sums<1>;
+  static constexpr int kThreads = kReduceThreads, kBlocks = 1;
+
+  template <class Block>
+  static FASTDIFF_INLINE void run(const NoiseTask& task, const Block& block) {
+    const int64_t parts = parts_of(task.elements);
+    add_parts<1>(task.partial + block.sample * parts, parts, block);
+    block.phase([&](uint32_t thread) {
+      if (thread != 0) return;
+      task.loss[block.sample] = static_cast<float>(block.shared.of[0][0] / static_cast<double>(task.elements));
+    });
+  }
+};
+
+}  // namespace
+}  // namespace fastdiff

@@ -1,0 +1,69 @@
+// The ops that reduce a sample to one number, which `step` then reads like w: guidance rescale and dynamic threshold.
+#include <vector>
+
+#include <torch/csrc/stable/ops.h>
+
+#include "cuda/launch.h"
+#include "cuda/ops.h"
+#include "cuda/reduction_task.h"
+#include "cuda/step_arguments.h"
+
+namespace fastdiff::cuda {
+namespace {
+
+Tensor scratch(const Tensor& like, int64_t size, ScalarType type) {
+  return torch::stable::new_empty(like, std::vector<int64_t>{size}, std::make_optional(type));
+}
+
+}  // namespace
+
+Tensor guidance_rescale(const Tensor& out, const Tensor& uncond, const Tensor& w, double phi) {
+  const Shape shape("out", out, kCudaDevice);
+  StridesPool pool;
+  Gathering all(pool, shape);
+  RescaleTask task{};
+  task.samples = shape.samples;
+  task.elements = shape.elements;
+  task.vectors = vectors_of(shape, 8);
+  task.out = all.add(image("out", out, shape, Access::read, pool));
+  task.uncond = all.add(image("uncond", uncond, shape, Access::read, pool));
+  task.w = floats("w", w, shape);
+  task.phi = phi;
+  all.copy_strides(task.strides);
+  const int64_t parts = (shape.elements + kReducePart - 1) / kReducePart;
+  Tensor partial = scratch(out, shape.samples * parts * kRescaleSums, ScalarType::Double);
+  Tensor factor = one_per_sample(out, shape.samples);
+  task.partial = static_cast<double*>(partial.mutable_data_ptr());
+  task.factor = static_cast<float*>(factor.mutable_data_ptr());
+  check_launch(launch_guidance_rescale(task, all.dense(), current_queue(shape.like.device)));
+  return factor;
+}
+
+Tensor threshold(const Tensor& x, const Tensor& out, const Tensor& table, int64_t layout, const Tensor& row,
+                 const MaybeTensor& uncond, const MaybeTensor& w, const MaybeTensor& scale, double quantile) {
+  StepArguments arguments{x, out, table, layout, row, view_of(uncond), view_of(w)};
+  arguments.scale = view_of(scale);
+  const StepCall call(arguments, kCudaDevice);
+  check(quantile >= 0.0 && quantile <= 1.0, "quantile must be in 0..1, got ", quantile);
+  const int64_t samples = call.shape.samples;
+  check(call.shape.elements > 0 || samples == 0, "threshold needs samples with elements");
+  Tensor result = one_per_sample(x, samples);
+  if (samples == 0) return result;
+
+  ThresholdTask task{};
+  const Gathering all = fill(call, task.step);
+  task.step.vectors = vectors_of(call.shape, 8);
+  task.quantile = quantile;
+  constexpr int64_t kSearchWords = sizeof(Search) / sizeof(int64_t);
+  const int64_t words = samples * (kSearchWords + kDigitValues);
+  Tensor memory = scratch(x, words, ScalarType::Long);
+  task.search = static_cast<Search*>(memory.mutable_data_ptr());
+  task.counts = reinterpret_cast<uint64_t*>(task.search + samples);
+  task.threshold = static_cast<float*>(result.mutable_data_ptr());
+  const Queue queue = current_queue(call.shape.like.device);
+  const char* error = clear(task.search, words * static_cast<int64_t>(sizeof(int64_t)), queue);
+  check_launch(error != nullptr ? error : launch_threshold(task, all.dense(), queue));
+  return result;
+}
+
+}  // namespace fastdiff::cuda

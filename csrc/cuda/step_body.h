@@ -1,0 +1,95 @@
+// The kernels of a step, and the choice among them.
+#pragma once
+
+#include <type_traits>
+
+#include "cuda/launch.h"
+#include "cuda/step_launches.h"
+#include "cuda/step_thread.h"
+
+namespace fastdiff {
+namespace {
+
+// Any set of columns.
+struct AnyColumns {
+  static constexpr int kBlocks = 4;  // 128 registers
+  static FASTDIFF_INLINE Uses uses(const StepTask& task) { return task.uses; }
+  static FASTDIFF_INLINE Uses layout(const StepTask& task) { return task.layout; }
+};
+
+// One of the formulas: with noise, or without.
+template <class F, bool draws>
+struct Columns {
+  static constexpr int kBlocks = 10;  // 48 registers
+  static constexpr uint64_t kNoise = set_of(CZ, FAST_NORMALS);
+  using Known = Formula<F::columns | (draws ? set_of(CZ) : 0), kOptional & ~kNoise>;
+
+  // The table must have the columns in use and no others, or they would stand elsewhere.
+  static bool fits(const StepTask& task) {
+    constexpr uint64_t columns = (uint64_t{1} << COLUMNS) - 1;
+    return (task.uses.bits & ~(kOptional & ~set_of(CZ))) == Known::columns &&
+           ((task.uses.bits ^ task.layout.bits) & columns) == 0;
+  }
+  static FASTDIFF_INLINE Known uses(const StepTask& task) { return {task.uses}; }
+  static FASTDIFF_INLINE Known layout(const StepTask& task) { return {task.uses}; }
+};
+
+template <class Set, Storage storage, Normals noise>
+struct StepBody {
+  using Task = StepTask;
+  using Shared = Nothing;
+  static constexpr int kThreads = 128;
+  static constexpr int kBlocks = Set::kBlocks;
+
+  template <class Block>
+  static FASTDIFF_INLINE void run(const StepTask& task, const Block& block) {
+    block.each_thread([&](uint32_t thread) {
+      step_thread<storage, noise>(task, Set::layout(task), Set::uses(task), block.sample,
+                                  block.index * kThreads + thread, block.count * kThreads);
+    });
+  }
+};
+
+template <class Body>
+const char* launch_step_of(const StepTask& task, Queue queue) {
+  return launch<Body>(task, {task.samples, blocks_for(task.samples, task.vectors, Body::kThreads, queue)}, queue);
+}
+
+// Launches the kernel of the first set of columns that fits, among none: that of any set.
+template <Storage storage, Normals noise>
+const char* launch_first(const StepTask& task, Queue queue) {
+  if constexpr (storage == Storage::float32) {
+    return launch_step_of<StepBody<AnyColumns, storage, noise>>(task, queue);
+  } else {
+    return launch_step_mixed(task, queue);
+  }
+}
+template <Storage storage, Normals noise, class First, class... Rest>
+const char* launch_first(const StepTask& task, Queue queue) {
+  using Set = Columns<First, noise != Normals::none>;
+  if (Set::fits(task)) return launch_step_of<StepBody<Set, storage, noise>>(task, queue);
+  return launch_first<storage, noise, Rest...>(task, queue);
+}
+
+template <Storage storage, Normals noise>
+const char* launch_best(const StepTask& task, Queue queue) {
+  if constexpr (noise == Normals::none) {
+    return launch_first<storage, noise, DdimClipped, Ddim, DdimVelocity, AncestralClipped, Ancestral, MultistepClipped,
+                        Multistep>(task, queue);
+  } else {
+    return launch_first<storage, noise, DdimClipped, Ddim, DdimVelocity, AncestralClipped, Ancestral>(task, queue);
+  }
+}
+
+// Calls launch with the normals to draw.
+template <class Launch>
+const char* with_normals(const StepTask& task, const Launch& launch) {
+  using std::integral_constant;
+  const bool draws = task.uses.bits >> CZ & 1 || task.uses.bits >> DZ & 1;
+  if (!draws || task.z.data != nullptr) return launch(integral_constant<Normals, Normals::none>());
+  if (task.uses.bits >> FAST_NORMALS & 1) return launch(integral_constant<Normals, Normals::fast>());
+  return launch(integral_constant<Normals, Normals::exact>());
+}
+
+}  // namespace
+}  // namespace fastdiff

@@ -1,0 +1,38 @@
+// A call of the step from outside, checked and taken in: what all backends share, and the ops that compute a part of
+// it.
+#pragma once
+
+#include "tensors/step_tensors.h"
+#include "tensors/tensors.h"
+
+namespace fastdiff {
+
+// The arguments of the op `fastdiff::step`.
+struct StepArguments {
+  View x, out, table;
+  int64_t layout = 0;
+  View row;
+  MaybeView uncond, w, key, model_input, first_bad, variance, scale, threshold, y, history, z, x0_out;
+};
+
+struct StepCall {
+  // Takes in what the x0-prediction needs.
+  StepCall(const StepArguments& arguments, DeviceType backend);
+  StepCall(const StepCall&) = delete;  // `tensors` points into `pool`
+
+  // Takes in the rest. The numbers of the table and the rows are not looked at: they may be where the host cannot read.
+  void add_rest(const StepArguments& arguments);
+
+  int64_t layout;
+  Shape shape;
+  Table table;
+  PerSample<int64_t> rows;
+  PerSample<float> w, scale, threshold;
+  Keys keys;  // given where noise is to be drawn
+  PerSample<int64_t> first_bad;
+  int history_slots = 0;
+  StridesPool pool;
+  StepTensors tensors;
+};
+
+}  // namespace fastdiff
