@@ -66,7 +66,8 @@ def key(
     samples = torch.arange(batch) if index is None else _per_sample("index", index, batch, MAX_SAMPLE)
     if samples.ndim == 0 and batch != 1:
         raise InputError(f"index needs one number for each of {batch} samples, or they would share their noise")
-    return torch.stack([numbers.to(device).expand(batch) for numbers in (seeds, samples)])
+    where = seeds.device if seeds.device == samples.device else device  # both on the host take one way to the device
+    return torch.stack([numbers.to(where).expand(batch) for numbers in (seeds, samples)]).to(device)
 
 
 def draws(step: int | Sequence[int] | Tensor, batch: int, device: torch.device) -> Tensor:

@@ -10,6 +10,19 @@ import torch
 
 from fastdiff.ops import native
 
+HAS_GPU = torch.cuda.is_available()
+if not HAS_GPU:
+    # Triton reads it when a kernel is defined: the tests run the kernels on the CPU.
+    os.environ["TRITON_INTERPRET"] = "1"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked `gpu` need one."""
+    needs_gpu = pytest.mark.skip(reason="torch sees no GPU")
+    for item in items:
+        if not HAS_GPU and item.get_closest_marker("gpu"):
+            item.add_marker(needs_gpu)
+
 
 def pytest_sessionstart() -> None:
     """Tests that are to run under a sanitizer must not run the ordinary extension instead."""

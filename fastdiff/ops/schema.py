@@ -1,6 +1,8 @@
 """The ops as torch sees them: `torch.library` schemas, shapes for tracing, and gradients. `reference` documents each.
 
-The kernels are registered by the extension; arguments are positional because keywords cost time in the dispatcher.
+The device of its tensors chooses the kernel of an op; its overloads choose a backend for GPUs by name, as
+`fastdiff::step.cuda`. Kernels are registered by the extension and by `triton`; arguments are positional because
+keywords cost time in the dispatcher.
 """
 
 from __future__ import annotations
@@ -31,20 +33,54 @@ SCHEMAS = (
     "float quantile) -> Tensor",
     "cpu_level(int? level=None) -> int",
 )
-for schema in SCHEMAS:
-    LIBRARY.define(schema, tags=torch.Tag.pt2_compliant_tag)  # type: ignore[no-untyped-call]
-
+GPU_BACKENDS = ("triton", "cuda")
 # Each function of a backend, and its op.
-OPS = {
-    "step": torch.ops.fastdiff.step.default,
-    "normal_": torch.ops.fastdiff.normal_.default,
-    "q_sample": torch.ops.fastdiff.q_sample.default,
-    "q_sample_out": torch.ops.fastdiff.q_sample.out,
-    "noise_loss": torch.ops.fastdiff.noise_loss.default,
-    "noise_loss_backward": torch.ops.fastdiff.noise_loss_backward.default,
-    "guidance_rescale": torch.ops.fastdiff.guidance_rescale.default,
-    "threshold": torch.ops.fastdiff.threshold.default,
+FUNCTIONS = {
+    "step": "step",
+    "normal_": "normal_",
+    "q_sample": "q_sample",
+    "q_sample_out": "q_sample.out",
+    "noise_loss": "noise_loss",
+    "noise_loss_backward": "noise_loss_backward",
+    "guidance_rescale": "guidance_rescale",
+    "threshold": "threshold",
 }
+_BY_DEVICE = ""
+
+
+def overload(op: str, backend: str) -> str:
+    """Return the overload of an op that a GPU backend has, as "q_sample.cuda_out" of "q_sample.out"."""
+    name, _, variant = op.partition(".")
+    return ".".join(filter(None, (name, "_".join(filter(None, (backend, variant))))))
+
+
+def _define(schema: str, backend: str) -> None:
+    name, parenthesis, arguments = schema.partition("(")
+    if not backend or name in FUNCTIONS.values():
+        LIBRARY.define(  # type: ignore[no-untyped-call]
+            overload(name, backend) + parenthesis + arguments, tags=torch.Tag.pt2_compliant_tag
+        )
+
+
+def _ops(backend: str) -> dict[str, Callable[..., Any]]:
+    return {function: _op(overload(op, backend)) for function, op in FUNCTIONS.items()}
+
+
+def _op(name: str) -> Callable[..., Any]:
+    op, _, variant = name.partition(".")
+    found: Callable[..., Any] = getattr(getattr(torch.ops.fastdiff, op), variant or "default")
+    return found
+
+
+# `torch.ops.fastdiff.step(...)` calls the overload that was defined first. And torch 2.13 aborts at exit where
+# q_sample.out was defined after q_sample.triton.
+for backend in (_BY_DEVICE, *GPU_BACKENDS):
+    for schema in SCHEMAS:
+        _define(schema, backend)
+
+# The functions of a backend as ops, where the device chooses the kernel, and those of each GPU backend.
+OPS = _ops(_BY_DEVICE)
+GPU_OPS = {backend: _ops(backend) for backend in GPU_BACKENDS}
 
 
 def _nothing(*arguments: object) -> None:
@@ -103,9 +139,14 @@ def _keep_prediction(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.stream = stream
 
 
-@once_differentiable
-def _noise_loss_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return OPS["noise_loss_backward"](grad, *ctx.saved_tensors, ctx.stream), None, None, None
+def _noise_loss_gradient(ops: dict[str, Callable[..., Any]]) -> Callable[..., Any]:
+    """Return the gradient of the op `noise_loss` among `ops`, which the same backend computes."""
+
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return ops["noise_loss_backward"](grad, *ctx.saved_tensors, ctx.stream), None, None, None
+
+    return backward
 
 
 _FAKES: dict[str, Callable[..., Any]] = {
@@ -115,9 +156,13 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "noise_loss_backward": _noise_loss_backward_shape,
     **dict.fromkeys(("guidance_rescale", "threshold"), _one_per_sample),
 }
-for name, fake in _FAKES.items():
-    torch.library.register_fake(f"fastdiff::{name}", fake, lib=LIBRARY)
-torch.library.register_autograd("fastdiff::q_sample", _q_sample_backward, setup_context=_keep_levels, lib=LIBRARY)
-torch.library.register_autograd(
-    "fastdiff::noise_loss", _noise_loss_backward, setup_context=_keep_prediction, lib=LIBRARY
-)
+for backend, ops in {_BY_DEVICE: OPS, **GPU_OPS}.items():
+    for name, fake in _FAKES.items():
+        torch.library.register_fake(f"fastdiff::{overload(name, backend)}", fake, lib=LIBRARY)
+    for name, backward, setup in (
+        ("q_sample", _q_sample_backward, _keep_levels),
+        ("noise_loss", _noise_loss_gradient(ops), _keep_prediction),
+    ):
+        torch.library.register_autograd(
+            f"fastdiff::{overload(name, backend)}", backward, setup_context=setup, lib=LIBRARY
+        )

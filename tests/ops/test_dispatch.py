@@ -9,10 +9,10 @@ import torch
 
 import fastdiff as fd
 from fastdiff.errors import BackendError, InputError
-from fastdiff.ops import dispatch, native, reference
+from fastdiff.ops import dispatch, native, reference, triton
 from tests.backends import needs_extension
 
-CPU, META = torch.device("cpu"), torch.device("meta")
+CPU, META, GPU = torch.device("cpu"), torch.device("meta"), torch.device("cuda")
 
 
 @needs_extension
@@ -39,6 +39,49 @@ def test_auto_without_the_extension(monkeypatch: pytest.MonkeyPatch) -> None:
     assert dispatch.resolve("auto", CPU) == "eager"
     with pytest.raises(BackendError, match="backend 'cpu' is not available: not built"):
         dispatch.resolve("cpu", CPU)
+
+
+@pytest.mark.parametrize(
+    ("missing", "chosen"), [((), "triton"), (("triton",), "cuda"), (("triton", "cuda"), "eager"), (("cuda",), "triton")]
+)
+def test_auto_on_gpus(monkeypatch: pytest.MonkeyPatch, missing: tuple[str, ...], chosen: str) -> None:
+    """Triton where it is, else CUDA C++, else plain torch; float64 states are plain torch's alone."""
+    for name in ("triton", "cuda"):
+        monkeypatch.setitem(dispatch._REASONS, name, lambda name=name: "not here" if name in missing else None)
+    assert dispatch.resolve("auto", GPU) == chosen
+    assert dispatch.resolve("auto", GPU, torch.float64) == "eager"
+    assert all(callable(getattr(dispatch.backend("auto", GPU), name)) for name in vars(native.ops))
+
+
+def test_triton_runs_on_the_cpu_where_it_is_interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its kernels need a GPU but for tests; it is never chosen by itself on a CPU."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert dispatch.resolve("triton", CPU) == "triton"
+    assert dispatch.resolve("auto", CPU) != "triton"
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    with pytest.raises(BackendError, match="backend 'triton' is not available: torch sees no GPU"):
+        dispatch.resolve("triton", CPU)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert dispatch.resolve("triton", GPU) == "triton"
+    with pytest.raises(BackendError, match="it cannot run on cpu"):
+        dispatch.resolve("triton", CPU)
+
+
+def test_triton_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reason says how to get it."""
+    monkeypatch.setattr(triton, "_installed", lambda: False)
+    with pytest.raises(BackendError, match="pip install 'fastdiff-sampler\\[triton\\]'"):
+        dispatch.resolve("triton", GPU)
+
+
+def test_op_of_a_backend_that_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The op that names Triton, called on the CPU where nothing interprets it, says so in one line."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    triton._function.cache_clear()
+    with pytest.raises(BackendError, match="torch sees no GPU"):
+        triton.ops.normal_(torch.zeros(1, 4), torch.zeros(2, 1, dtype=torch.int64), torch.zeros(1).long(), 0)
 
 
 @needs_extension

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastdiff.ops import dispatch, reference, schema
 from fastdiff.ops.philox import STREAMS
 from fastdiff.plan import HISTORY_SLOTS, NEUTRAL, Plan
-from tests.backends import needs_extension
+from tests.backends import needs_extension, needs_interpreter
 
 B, SHAPE = 2, (2, 3, 5)
 KEY, DRAW = torch.tensor([[7, -1], [3, 2**40]]), torch.tensor([4, 1])
@@ -24,10 +25,12 @@ def randn(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Ten
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-@pytest.fixture(name="kernels")
-def loaded_kernels() -> dispatch.Backend:
+@pytest.fixture(
+    name="kernels", params=[pytest.param("cpu", marks=needs_extension), pytest.param("triton", marks=needs_interpreter)]
+)
+def loaded_kernels(request: pytest.FixtureRequest) -> dispatch.Backend:
     """The ops with their kernels loaded."""
-    return dispatch.backend("cpu", torch.device("cpu"))
+    return dispatch.backend(request.param, torch.device("cpu"))
 
 
 def plan() -> Plan:
@@ -63,22 +66,45 @@ def arguments() -> dict[str, tuple[Any, ...]]:
     }
 
 
-def test_schemas_are_the_signatures_of_the_reference() -> None:
+@pytest.mark.parametrize("ops", [schema.OPS, *schema.GPU_OPS.values()], ids=["by device", *schema.GPU_OPS])
+def test_schemas_are_the_signatures_of_the_reference(ops: dict[str, Any]) -> None:
     """Names, order and defaults of every op's arguments are those of the function that specifies it."""
-    for name, op in schema.OPS.items():
+    for name, op in ops.items():
         parameters = inspect.signature(getattr(reference, name)).parameters.values()
         described = [(argument.name, argument.has_default_value()) for argument in op._schema.arguments]
         assert described == [(p.name, p.default is not p.empty) for p in parameters]
 
 
+@pytest.mark.parametrize("backend", schema.GPU_BACKENDS)
+def test_each_gpu_backend_has_its_own_overloads(backend: str) -> None:
+    """An op of a GPU backend is an overload of the op of the same name, and no other's."""
+    for name, op in schema.GPU_OPS[backend].items():
+        by_device = schema.OPS[name]._schema
+        assert op._schema.name == by_device.name
+        assert op._schema.overload_name.split("_") == [backend, *filter(None, by_device.overload_name.split("_"))]
+
+
 @needs_extension
+def test_the_device_chooses_where_no_overload_is_named(extension: None) -> None:
+    """`torch.ops.fastdiff.normal_(...)` is none of the overloads that name a backend."""
+    called = []
+
+    class Listen(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            called.append(func)
+            return func(*args)
+
+    with Listen():
+        torch.ops.fastdiff.normal_(torch.zeros(SHAPE), KEY, DRAW, STREAM)
+    assert called[-1] is schema.OPS["normal_"]
+
+
 @pytest.mark.parametrize("name", sorted(schema.OPS))
 def test_opcheck(kernels: dispatch.Backend, name: str) -> None:
     """torch's own check: what is written is declared, and tracing sees the right shapes, dtypes and gradients."""
     torch.library.opcheck(getattr(kernels, name), arguments()[name])
 
 
-@needs_extension
 @pytest.mark.parametrize("given", [False, True])
 def test_opcheck_with_gradients(kernels: dispatch.Backend, given: bool) -> None:
     """The same where a gradient is wanted, with drawn and with given noise."""
@@ -88,7 +114,6 @@ def test_opcheck_with_gradients(kernels: dispatch.Backend, given: bool) -> None:
     torch.library.opcheck(kernels.noise_loss, (x0, KEY, DRAW, STREAM))
 
 
-@needs_extension
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("given", [False, True])
 def test_q_sample_gradients(kernels: dispatch.Backend, dtype: torch.dtype, given: bool) -> None:
@@ -105,7 +130,6 @@ def test_q_sample_gradients(kernels: dispatch.Backend, dtype: torch.dtype, given
         assert got.dtype == wanted.dtype and torch.equal(got, wanted)
 
 
-@needs_extension
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_noise_loss_gradients(kernels: dispatch.Backend, dtype: torch.dtype) -> None:
     """The gradient with respect to pred is that of plain torch to the last bit; both round in the order of step.md."""
@@ -120,7 +144,6 @@ def test_noise_loss_gradients(kernels: dispatch.Backend, dtype: torch.dtype) -> 
     assert torch.equal(gradient(kernels), backward)
 
 
-@needs_extension
 def test_noise_loss_has_no_second_derivative(kernels: dispatch.Backend) -> None:
     """A gradient of the gradient is an error, not zero."""
     pred = randn(*SHAPE).requires_grad_()
@@ -130,7 +153,6 @@ def test_noise_loss_has_no_second_derivative(kernels: dispatch.Backend) -> None:
         torch.autograd.grad(gradient.sum(), pred)
 
 
-@needs_extension
 def test_compiles(kernels: dispatch.Backend) -> None:
     """Under torch.compile, with the whole graph captured, an op gives the bits that it gives without."""
 

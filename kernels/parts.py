@@ -1,0 +1,76 @@
+"""Parts of samples: what the ops that draw noise, and those that reduce a sample to one number, share."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastdiff.errors import InputError
+from fastdiff.kernels import operands
+from fastdiff.kernels.launch import Argument
+from fastdiff.kernels.operands import Blocks
+from fastdiff.kernels.tiles import draw_normals, place_of, value_of
+
+_ACCESS = 16  # bytes, and elements, that the compiler knows to divide an address or a stride
+NO_NOISE: dict[str, Argument] = {"key": None, "draw": None, "stream": 0, "draw_per_sample": False}
+_PER_WARP = 512  # elements, and the least of a part
+
+
+def parts(samples: int, elements: int, width: int, most: int = 2048) -> Blocks:
+    """Cut samples into parts that do not depend on how many samples there are, so that sums do not either."""
+    block = min(most, max(_PER_WARP, 1 << (elements - 1).bit_length()))
+    rows = min(samples, operands.MOST_ROWS)
+    grid = (-(-elements // block), rows, -(-samples // rows))
+    return Blocks(elements, width, block, grid, num_warps=block // _PER_WARP)
+
+
+def settled(tensor: Tensor, elements: int) -> Tensor:
+    """Return an image tensor for a sum: itself, or a copy where the compiler would add in another order.
+
+    Which elements a thread has depends on what is known of addresses; here that follows from the elements of a sample.
+    """
+    stride = operands.sample_stride(tensor, elements)
+    if elements % _ACCESS:
+        usual = stride is None
+    else:
+        usual = (stride is None or stride % _ACCESS == 0) and tensor.data_ptr() % _ACCESS == 0
+    return tensor if usual and operands.is_dense(tensor) else tensor.clone(memory_format=torch.contiguous_format)
+
+
+def cut(blocks: Blocks) -> dict[str, Argument]:
+    """The constants of a kernel that say how samples are cut."""
+    return {"BLOCK": blocks.block, "WIDTH": blocks.width, "EVEN": blocks.even, "MANY": blocks.many}
+
+
+def whose_noise(key: Tensor, draw: Tensor, stream: int, like: Tensor) -> dict[str, Argument]:
+    """The arguments of a kernel that say whose noise to draw, checked."""
+    if not 0 <= stream <= 255:
+        raise InputError(f"stream must be 0..255, got {stream}")
+    draw = operands.per_sample("draw", draw, like, torch.int64)
+    return {
+        "key": operands.keys(key, like),
+        "draw": draw,
+        "stream": stream,
+        "draw_per_sample": draw.stride(0) == 1,
+    }
+
+
+@triton.jit
+def draw_part(
+    key, samples, sample, draw, stream, draw_per_sample: tl.constexpr, BLOCK: tl.constexpr, WIDTH: tl.constexpr
+):
+    """The tile of a program's exact normals."""
+    seed, index = tl.load(key + sample), tl.load(key + samples + sample)
+    return draw_normals(seed, index, value_of(draw, sample, draw_per_sample), stream, BLOCK, WIDTH, False)
+
+
+@triton.jit
+def sum_of_tile(tile, left, BLOCK: tl.constexpr, WIDTH: tl.constexpr, EVEN: tl.constexpr):
+    """The sum of a tile's elements that are in the sample, float32: those of each thread first."""
+    if not EVEN:
+        tile = tl.where(place_of(BLOCK, WIDTH) < left, tile, 0.0)
+    if WIDTH == 8:
+        tile = tl.sum(tile, 2)
+    return tl.sum(tl.sum(tile, 1), 0)
