@@ -2,7 +2,7 @@
 
 from importlib.metadata import version as _version
 
-from fastdiff import models, noise, samplers, schedules
+from fastdiff import graph, models, noise, samplers, schedules
 from fastdiff.checkpoint import Checkpoint, load
 from fastdiff.errors import (
     BackendError,
@@ -31,6 +31,7 @@ __all__ = [
     "NonFiniteError",
     "Plan",
     "Schedule",
+    "graph",
     "info",
     "load",
     "models",

@@ -193,6 +193,7 @@ def bench(
     shapes: Annotated[str | None, typer.Option(help="1x4x64x64,16x3x256x256,...: batch first.")] = None,
     dtypes: Annotated[str | None, typer.Option(help="What the network computes in: float32, bfloat16.")] = None,
     threads: Annotated[str | None, typer.Option(help="Numbers of threads: 1,2.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...; auto is a GPU if there is one.")] = "cpu",
     peers: Annotated[str | None, typer.Option(help="fastdiff,eager,compile,diffusers,...: who takes part.")] = None,
     rounds: Annotated[int | None, typer.Option(help="How often everyone is timed.")] = None,
     compile_seconds: Annotated[float | None, typer.Option(help="What torch.compile may take in all.")] = None,
@@ -213,7 +214,7 @@ def bench(
         typer.echo(command.compared(*compare))
         return
     given = {"cases": cases, "shapes": shapes, "dtypes": dtypes, "threads": threads, "peers": peers}
-    chosen = command.settings(quick, rounds=rounds, compile_seconds=compile_seconds, **given)
+    chosen = command.settings(quick, _device(device), rounds=rounds, compile_seconds=compile_seconds, **given)
     for path in command.measure(chosen, out, typer.echo):
         typer.echo(f"wrote    {path}")
 

@@ -14,7 +14,7 @@ Condition = Mapping[str, Any]
 
 
 def scales(guidance: float | Tensor, batch: int, device: torch.device, dtype: torch.dtype) -> Tensor | None:
-    """Return w for each sample [batch], or None for the number 1, which needs no unconditional branch.
+    """Return w for each sample, dense [batch], or None for the number 1, which needs no unconditional branch.
 
     Raises:
         InputError: there is not one w, or one for each sample.
@@ -23,7 +23,7 @@ def scales(guidance: float | Tensor, batch: int, device: torch.device, dtype: to
         return None if guidance == 1.0 else torch.full((batch,), guidance, device=device, dtype=dtype)
     if guidance.shape not in ((), (batch,)):
         raise InputError(f"guidance must be a number or have shape ({batch},), got {tuple(guidance.shape)}")
-    return guidance.to(device=device, dtype=dtype).resolve_neg().expand(batch)
+    return guidance.to(device=device, dtype=dtype).resolve_neg().expand(batch).contiguous()
 
 
 def conditions(model: object, cond: Condition, uncond: Condition | None, branches: int, batch: int) -> dict[str, Any]:

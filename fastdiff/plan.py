@@ -44,6 +44,8 @@ NEUTRAL: dict[str, float] = {
     "dz": 0.0,
     "slot": -1.0,
 }
+# In a step's layout, behind the columns and what the history keeps: noise by the hardware's log, sine and cosine.
+FAST_NORMALS = 1 << len(NEUTRAL) + 1
 _STORES = {"x0": "the x0-prediction", "eps": "the predicted noise"}
 _SHOWN_ROWS = 16
 

@@ -5,10 +5,12 @@ import pytest
 import torch
 
 import fastdiff as fd
-from tests.backends import BACKENDS, each_backend
+from fastdiff.loop import Setup
+from tests.backends import BACKENDS, each_backend, needs_interpreter
 
 SCHEDULE = fd.schedules.linear(100)
 SHAPE = (4, 2, 3, 3)
+CPU = torch.device("cpu")
 
 
 def model(x, t, y=None):
@@ -129,6 +131,19 @@ def test_backends_agree_to_the_bit(dtype):
             fd.sample(network, steps, SHAPE, seed=8, dtype=dtype, backend=name, **options) for name in BACKENDS
         )
         assert all(torch.equal(first, other) for other in others)
+
+
+@needs_interpreter
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_triton_has_the_bits_of_eager(dtype):
+    """A whole loop of interpreted kernels: guided, with history and anchor, and noisy."""
+    columns = {"cx": 0.5, "cy": 0.1, "po": 0.3, "ch0": [0.0, 0.5], "dx": 0.5, "cz": 0.2, "dz": 0.1, "slot": [0, -1]}
+    steps = fd.Plan.build("both", [1.0, 0.0], columns)
+    guided = {"cond": labels(1, 2, 3, 4), "uncond": labels(0, 0, 0, 0), "guidance": torch.tensor(2.5)}
+    kernels, plain = (
+        fd.sample(model, steps, SHAPE, seed=8, dtype=dtype, backend=name, **guided) for name in ("triton", "eager")
+    )
+    assert torch.equal(kernels, plain)
 
 
 def test_guidance_one_skips_the_unconditional_branch():
@@ -296,12 +311,37 @@ def test_refuses_a_bad_start():
         ({"model": lambda x, t: x.double()}, "the model returned torch.float64"),
         ({"model": lambda x, t: x.long()}, "the model returned torch.int64"),
         ({"backend": "cuad"}, "did you mean 'cuda'"),
+        ({"normals": "quick"}, "unknown normals 'quick'"),
+        ({"model": lambda x, t: x.to("meta")}, "the model returned a tensor on meta, and the state is on cpu"),
     ],
 )
 def test_bad_input(arguments, message):
     """What does not match is refused with a line that names it."""
     with pytest.raises(fd.InputError, match=message):
         fd.sample(**{"model": model, "plan": plan(), "shape": SHAPE, **arguments})
+
+
+@each_backend
+def test_fast_normals_are_of_gpu_backends(backend):
+    """Others say who has them."""
+    with pytest.raises(fd.BackendError, match=f"backend '{backend}' has no fast normals, triton and cuda have"):
+        fd.sample(model, plan(), SHAPE, backend=backend, normals="fast")
+
+
+@pytest.mark.parametrize(("eta", "bit"), [(0.0, 0), (1.0, 1 << 28)])
+def test_fast_normals_are_a_bit_of_the_layout(eta, bit):
+    """Behind the columns and what the history keeps; a plan without noise has one layout."""
+    steps = plan(eta=eta)
+    exact, fast = (Setup(steps, SHAPE, CPU, torch.float32, "triton", normals=kind) for kind in ("exact", "fast"))
+    assert exact.layout == steps.layout
+    assert fast.layout == steps.layout | bit
+    assert steps.layout < 1 << 28
+
+
+def test_a_device_that_is_not_there():
+    """One line that names it."""
+    with pytest.raises(fd.BackendError, match="device cuda:99 cannot be used: "):
+        fd.sample(model, plan(), SHAPE, device="cuda:99")
 
 
 @each_backend
