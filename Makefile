@@ -8,7 +8,7 @@ PACKAGE := pyproject.toml setup.py constraints.txt $(filter-out csrc/tests/%,$(w
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-asan test-tsan test-aarch64 lint types check checkpoint rngtest quality bench wheel clean
+.PHONY: help demo test test-asan test-tsan test-aarch64 lint types check checkpoint rngtest quality bench gpu code wheel clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1	/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
@@ -21,7 +21,7 @@ check: lint types test  ## lint, types and test
 lint: .venv/.dev  ## ruff and clang-format: rules and format
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/clang-format --dry-run --Werror csrc/*/*.h csrc/*/*.cpp
+	$(BIN)/clang-format --dry-run --Werror csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu
 
 types: .venv/.dev  ## mypy
 	$(BIN)/mypy
@@ -72,6 +72,12 @@ quality: .venv/.dev  ## measure sample quality
 bench: .venv/.dev  ## measure speed on one and on two threads
 	$(BIN)/fastdiff bench --rounds 15
 	$(BIN)/fastdiff bench --rounds 15 --threads 2 --peers fastdiff,avx2,eager,diffusers,limit --out bench/results/speed-2-threads.json
+
+gpu: .venv/.dev  ## build, test and measure the GPU backends on a machine with CUDA
+	PYTHON=$(CURDIR)/$(BIN)/python bench/gpu.sh
+
+code: .venv/.dev  ## inspect the code that the GPU kernels compile to; needs no GPU
+	$(BIN)/python -m fastdiff.bench.code
 
 wheel: .venv/.dev  ## source distribution and wheel into dist/
 	rm -rf dist

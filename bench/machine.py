@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 from pathlib import Path
 
 import torch
@@ -17,9 +18,21 @@ def cpu() -> str:
     return next(models, platform.processor() or platform.machine())
 
 
-def describe() -> dict[str, str | int]:
-    """Return processor, cores, memory, the widest instruction set that torch uses, and system, JSON-ready."""
+def gpu(device: torch.device) -> str:
+    """Return a GPU's name, memory, driver and the CUDA that torch was built with."""
+    found = torch.cuda.get_device_properties(device)
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        driver = subprocess.run(query, capture_output=True, text=True, check=True, timeout=30).stdout.split()[0]
+    except (OSError, subprocess.SubprocessError, IndexError):
+        driver = "unknown"
+    return f"{found.name}, {found.total_memory / 2**30:.0f} GiB, driver {driver}, CUDA {torch.version.cuda}"
+
+
+def describe(device: torch.device | None = None) -> dict[str, str | int]:
+    """Return processor, cores, memory, the widest instruction set that torch uses, system and GPU, JSON-ready."""
     return {
+        **({"gpu": gpu(device)} if device is not None and device.type == "cuda" else {}),
         "cpu": cpu(),
         "cores": os.cpu_count() or 1,
         "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.1f} GiB",

@@ -468,7 +468,7 @@ def test_mistake_in_bench_costs_one_line(run: Run, tmp_path: Path, arguments: tu
 
 def test_bench_without_its_libraries_says_what_to_install(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """The extra is named."""
-    for name in ("command", "report"):
+    for name in ("command", "picture"):
         monkeypatch.delitem(sys.modules, f"fastdiff.bench.speed.{name}", raising=False)
         monkeypatch.delattr(f"fastdiff.bench.speed.{name}", raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib.axes", None)

@@ -8,6 +8,7 @@ from functools import partial
 
 import torch
 
+from fastdiff.bench.speed.loop import LoopWork
 from fastdiff.bench.speed.noise_loss import NoiseLossWork
 from fastdiff.bench.speed.normal import NormalWork
 from fastdiff.bench.speed.q_sample import QSampleWork
@@ -23,9 +24,9 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Case:
-    """How to make the work of a case, given a shape and a dtype, and the only shape that it takes, if there is one."""
+    """How to make the work of a case, given shape, dtype and device, and the only shape that it takes, if any."""
 
-    work: Callable[[Shape, torch.dtype], Work]
+    work: Callable[..., Work]
     shape: Shape | None = None
 
 
@@ -43,4 +44,8 @@ CASES: dict[str, Case] = {
     "noise_loss": Case(NoiseLossWork),
     "normal": Case(NormalWork),
     "call": Case(partial(StepWork, "ddim", False), shape=(1, 1, 4, 4)),
+    "loop": Case(LoopWork, shape=(1, 3, 32, 32)),
 }
+STEP_CASES = tuple(
+    name for name in CASES if name != "loop"
+)  # what does the work of one step, not of fifty and a network

@@ -7,21 +7,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fastdiff.bench.speed import report
+import torch
+
+from fastdiff.bench.speed import picture, report
 from fastdiff.bench.speed.compare import compare
 from fastdiff.bench.speed.results import Results
 from fastdiff.bench.speed.run import QUICK, Settings, run
+from fastdiff.bench.speed.work import CPU
 from fastdiff.errors import FastdiffError, InputError
 from fastdiff.files import check_folder
 
 
-def settings(quick: bool, **given: str | float | None) -> Settings:
+def settings(quick: bool, device: torch.device = CPU, **given: str | float | None) -> Settings:
     """Return QUICK or the default settings, with the attributes that were given in place of their own.
 
     A text is a list with commas between; None was not given. Raises InputError if a name is unknown or a number wrong.
     """
     changes = {name: _parsed(name, value) for name, value in given.items() if value is not None}
-    return replace(QUICK if quick else Settings(), **changes)
+    return replace(QUICK if quick else Settings(), device=device, **changes)
 
 
 def measure(chosen: Settings, out: Path, echo: Callable[[str], None]) -> list[Path]:
@@ -34,8 +37,8 @@ def measure(chosen: Settings, out: Path, echo: Callable[[str], None]) -> list[Pa
     if out.suffix != ".json":
         raise InputError(f"the results are JSON, with a table and a plot beside it: give NAME.json, not {out}")
     check_folder(out.parent)
-    results = run(chosen, out, lambda entry: echo(report.line(entry)))
-    written = [out, *report.render(results, out)]
+    results = run([chosen], out, lambda entry: echo(report.line(entry)))
+    written = [out, report.render(results, out), picture.render(results, out)]
     wrong = sum(len(entry.wrong) for entry in results.entries)
     if wrong:
         raise FastdiffError(f"{wrong} results were wrong and have no time: see the end of {written[1]}")

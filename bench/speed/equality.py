@@ -18,16 +18,28 @@ DEVIATIONS = 5.0  # of a moment from that of N(0, 1): by chance once in a millio
 def check(work: Work, job: Job) -> None:
     """Do the work once and compare. Raises WrongResult."""
     work.restore()
-    with torch.random.fork_rng(devices=[]), job.within():
+    gpus = [torch.cuda.current_device()] if work.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=gpus), job.within():
         torch.manual_seed(SEED)
         found = job.read(job.call())
+        if job.bits is not None:
+            _check_bits(found, job.bits())
+            return
         torch.manual_seed(SEED)
         z = _hidden_noise(job, found) if job.hides_noise else job.noise and job.noise()
     expected = job.expected(z)
     for name, value in found.items():
-        error, allowed = _error(value, expected[name]), TOLERANCE[job.computes] + torch.finfo(value.dtype).eps / 2
+        error = _error(value, expected[name])
+        allowed = (job.tolerance or TOLERANCE[job.computes]) + torch.finfo(value.dtype).eps / 2
         if not error <= allowed:
             raise WrongResult(f"{name} is off by {error:.2g} of its largest value, {allowed:.2g} is allowed")
+
+
+def _check_bits(found: Tensors, exact: Tensors) -> None:
+    for name, value in found.items():
+        differing = int((value.cpu() != exact[name]).sum())
+        if differing:
+            raise WrongResult(f"{name} differs from the cpu backend's in {differing} of {value.numel()} elements")
 
 
 def _error(value: Tensor, expected: Tensor) -> float:
@@ -42,7 +54,7 @@ def _error(value: Tensor, expected: Tensor) -> float:
 def _hidden_noise(job: Job, found: Tensors) -> Tensor:
     """Solve the formula, which is linear in the noise, for it. Raises WrongResult if it is not standard normal."""
     name, value = next(iter(found.items()))
-    without, with_ones = (job.expected(torch.full(value.shape, float(number)))[name] for number in (0, 1))
+    without, with_ones = (job.expected(torch.full_like(value, number, dtype=torch.float32))[name] for number in (0, 1))
     z = (value.double() - without) / (with_ones - without)
     # Mean, variance and fourth moment in units of their standard errors for n draws.
     moments = {"mean": (z.mean(), 0, 1), "variance": (z.var(), 1, 2), "fourth moment": (z.pow(4).mean(), 3, 96)}

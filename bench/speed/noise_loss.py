@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fastdiff.bench.speed.work import Job, Tensors, Work, images, noise_key, philox
-from fastdiff.ops import dispatch
+from fastdiff.bench.speed.work import CPU, Job, Tensors, Work, backend, images, noise_key, philox, with_gpu_backends
 from fastdiff.ops.philox import STREAMS
 
 DRAW = 7
@@ -25,19 +24,21 @@ class NoiseLossWork(Work):
 
     gradients = True
 
-    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-        self.pred = images(shape, dtype, seed=0).requires_grad_()
-        self.eps = philox(shape, "q_sample", DRAW)
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device = CPU) -> None:
+        self.device = device
+        self.pred = images(shape, dtype, 0, device).requires_grad_()
+        self.eps = philox(shape, "q_sample", DRAW, device)
         self.elements, self.traffic = self.pred.numel(), 3 * self.pred.nbytes
 
     def jobs(self) -> Mapping[str, Callable[[], Job]]:
         """fastdiff and plain torch, which is also what the training scripts of diffusers do."""
-        return {"fastdiff": self.fastdiff, "eager": self.eager}
+        return {**with_gpu_backends(self.fastdiff, self.device), "eager": self.eager}
 
-    def fastdiff(self) -> Job:
-        """The ops as `fastdiff.noise_loss` calls them."""
-        batch, op = len(self.pred), dispatch.backend("auto", self.pred.device).noise_loss
-        return self._job(_redrawn, op, self.pred, noise_key(batch), torch.full((batch,), DRAW))
+    def fastdiff(self, ops: str = "auto") -> Job:
+        """The ops of a backend as `fastdiff.noise_loss` calls them."""
+        batch, op = len(self.pred), backend(ops, self.device).noise_loss
+        key, draw = noise_key(batch, self.device), torch.full((batch,), DRAW, device=self.device)
+        return self._job(_redrawn, op, self.pred, key, draw)
 
     def eager(self) -> Job:
         """The mean squared error in float32."""

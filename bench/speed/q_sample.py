@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from fastdiff.bench.speed.samplers import SCHEDULE, scheduler
-from fastdiff.bench.speed.work import Job, Tensors, Work, images, noise_key, philox
-from fastdiff.ops import dispatch
+from fastdiff.bench.speed.work import CPU, Job, Tensors, Work, backend, images, noise_key, philox, with_gpu_backends
 from fastdiff.ops.philox import STREAMS
 
 DRAW = 7
@@ -25,23 +24,24 @@ DRAW = 7
 class QSampleWork(Work):
     """Noise images [B, ...] of `dtype`, each to its own level; x_t is a new tensor of that dtype."""
 
-    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-        self.shape, self.dtype = shape, dtype
-        self.x0 = images(shape, dtype, seed=0)
-        self.level = torch.arange(shape[0]) * (len(SCHEDULE) // shape[0])
-        self.table = torch.from_numpy(np.stack([SCHEDULE.alpha, SCHEDULE.sigma], axis=1)).float()
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device = CPU) -> None:
+        self.shape, self.dtype, self.device = shape, dtype, device
+        self.x0 = images(shape, dtype, 0, device)
+        self.level = torch.arange(shape[0], device=device) * (len(SCHEDULE) // shape[0])
+        self.table = torch.from_numpy(np.stack([SCHEDULE.alpha, SCHEDULE.sigma], axis=1)).float().to(device)
         self.elements, self.traffic = self.x0.numel(), 2 * self.x0.nbytes
 
     def jobs(self) -> Mapping[str, Callable[[], Job]]:
         """fastdiff, plain torch, diffusers."""
-        return {"fastdiff": self.fastdiff, "eager": self.eager, "diffusers": self.diffusers}
+        return {**with_gpu_backends(self.fastdiff, self.device), "eager": self.eager, "diffusers": self.diffusers}
 
-    def fastdiff(self) -> Job:
-        """The op as `fastdiff.q_sample` calls it."""
-        op = dispatch.backend("auto", self.x0.device).q_sample
-        key, draw = noise_key(len(self.x0)), torch.full((len(self.x0),), DRAW)
+    def fastdiff(self, ops: str = "auto") -> Job:
+        """The op of a backend as `fastdiff.q_sample` calls it."""
+        op = backend(ops, self.device).q_sample
+        batch = len(self.x0)
+        key, draw = noise_key(batch, self.device), torch.full((batch,), DRAW, device=self.device)
         call = partial(op, self.x0, self.level, self.table, key, draw, STREAMS["q_sample"], None, False)
-        return self._job(call, partial(philox, self.shape, "q_sample", DRAW))
+        return self._job(call, partial(philox, self.shape, "q_sample", DRAW, self.device))
 
     def eager(self) -> Job:
         """Plain torch, in float32."""
@@ -57,13 +57,15 @@ class QSampleWork(Work):
         return Job(call, lambda found: {"x_t": found[0]}, self._expected, noise)
 
     def _randn(self) -> Tensor:
-        return torch.randn(self.shape, dtype=self.dtype)
+        return torch.randn(self.shape, dtype=self.dtype, device=self.device)
 
     def _expected(self, z: Tensor | None) -> Tensors:
         assert z is not None
         per_sample = (len(self.x0), *[1] * (self.x0.ndim - 1))
+        level = self.level.cpu().numpy()
         alpha, sigma = (
-            torch.from_numpy(values[self.level.numpy()]).view(per_sample) for values in (SCHEDULE.alpha, SCHEDULE.sigma)
+            torch.from_numpy(values[level]).view(per_sample).to(self.device)
+            for values in (SCHEDULE.alpha, SCHEDULE.sigma)
         )
         return {"x_t": alpha * self.x0.double() + sigma * z.double()}
 

@@ -1,44 +1,37 @@
-"""A run as a table and a picture."""
+"""A run as a table."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, LogLocator
-
-from fastdiff.bench.speed.cases import CASES, DTYPES
+from fastdiff.bench.speed.cases import DTYPES
 from fastdiff.bench.speed.peers import PEERS
 from fastdiff.bench.speed.results import Entry, Results, Timing
 from fastdiff.bench.speed.targets import TARGETS, Target
-from fastdiff.files import replacing, write_text
-
-COLOURS = {
-    "eager": "tab:blue",
-    "compile": "tab:orange",
-    "compile-fallback": "tab:green",
-    "diffusers": "tab:red",
-    "limit": "tab:gray",
-}
+from fastdiff.files import write_text
+from fastdiff.ops.schema import GPU_BACKENDS
 
 
-def render(results: Results, json: Path) -> list[Path]:
-    """Write the table and the picture beside the JSON, under its name, and return their paths."""
-    table, picture = json.with_suffix(".md"), json.with_suffix(".png")
-    write_text(table, markdown(results, json, picture))
-    with replacing(picture) as temporary:
-        figure(results).savefig(temporary, dpi=120, format="png", bbox_inches="tight")
-    return [table, picture]
+def render(results: Results, json: Path) -> Path:
+    """Write the table beside the JSON, under its name, and return its path."""
+    path = json.with_suffix(".md")
+    write_text(path, markdown(results, json, json.with_suffix(".png")))
+    return path
 
 
 def markdown(results: Results, json: Path, picture: Path) -> str:
     """Return the results as Markdown."""
     threads = dict.fromkeys(entry.threads for entry in results.entries)
-    tables = [_times([entry for entry in results.entries if entry.threads == count], count) for count in threads]
-    sections = [_head(results, json), _targets(results), f"![Speed-ups]({picture.name})", *tables, _absent(results)]
+    tables = [_times(results, count) for count in threads]
+    sections = [
+        _head(results, json),
+        targets(results),
+        f"![Speed-ups]({picture.name})",
+        *tables,
+        _backends(results),
+        _absent(results),
+    ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
@@ -63,55 +56,13 @@ def duration(ns: float) -> str:
     return f"{ns:.3g} ns"
 
 
-def figure(results: Results) -> Figure:
-    """Draw how many times faster fastdiff is, a panel for each shape and dtype, with the fewest threads."""
-    least = min(entry.threads for entry in results.entries)
-    alike = [entry for entry in results.entries if entry.threads == least]
-    entries = [entry for entry in alike if CASES[entry.case].shape is None] or alike
-    cases, shapes, dtypes = (list(dict.fromkeys(entry.key[part] for entry in entries)) for part in range(3))
-    measured = {peer for entry in entries for peer in entry.timings}
-    colours = {peer: colour for peer, colour in COLOURS.items() if peer in measured} or COLOURS
-    size = (2 + 3 * len(shapes), 1.5 + 0.5 * len(cases) * len(dtypes))
-    drawn = Figure(figsize=size, layout="constrained")
-    panels = drawn.subplots(len(dtypes), len(shapes), sharex=True, sharey=True, squeeze=False)
-    for row, dtype in enumerate(dtypes):
-        for column, shape in enumerate(shapes):
-            found = {entry.case: entry for entry in entries if entry.key[1:3] == (shape, dtype)}
-            _panel(panels[row, column], [found.get(str(case)) for case in cases], colours)
-            panels[row, column].set_title(f"{shape}, {dtype}", fontsize="medium")
-    panels[0, 0].set_yticks(range(len(cases)), cases)
-    panels[0, 0].invert_yaxis()
-    drawn.supxlabel(f"time over fastdiff's, {_threads(least)}: median and quartiles")
-    handles = [Patch(color=colour, label=peer) for peer, colour in colours.items()]
-    drawn.legend(handles=handles, loc="outside upper center", ncols=len(handles))
-    return drawn
-
-
-def _panel(axes: Axes, entries: Sequence[Entry | None], colours: Mapping[str, str]) -> None:
-    """Draw for each case a bar of each peer, from 1 to its ratio."""
-    height = 0.8 / len(colours)
-    for place, entry in enumerate(entries):
-        for number, (peer, colour) in enumerate(colours.items()):
-            timing = entry and entry.timings.get(peer)
-            if timing and timing.ratio:
-                y, ratio = place + height * (number + 0.5) - 0.4, timing.ratio
-                axes.barh(y, ratio.median - 1, height, left=1, color=colour)
-                axes.plot([ratio.q1, ratio.q3], [y, y], color="black", linewidth=1)
-    axes.set_xscale("log")
-    axes.axvline(1, color="black", linewidth=0.8)
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.grid(axis="x", alpha=0.3)
-
-
 def _head(results: Results, json: Path) -> str:
     machine, versions = results.machine, results.versions
     return f"""# Speed
 
 Written by `fastdiff bench` from `{json.name}`; begun {results.date}.
 
-- **Machine:** {machine["cpu"]}, {machine["cores"]} cores, {machine["memory"]}, {machine["instruction set"]}, \
-{machine["system"]}.
+- **Machine:** {", ".join(f"{value} cores" if name == "cores" else str(value) for name, value in machine.items())}.
 - **Versions:** {", ".join(f"{name} {version}" for name, version in versions.items())}.
 - **Backend:** {results.backend}.
 
@@ -122,14 +73,18 @@ was taken. GB/s is the bytes that the work cannot do without, over fastdiff's ti
 {_table(("column", "what it is"), PEERS.items())}"""
 
 
-def _targets(results: Results) -> str:
+def targets(results: Results) -> str:
+    """Return which targets are met, as Markdown; nothing if none of them was measured."""
     rows = []
-    for target in TARGETS:
+    for target in TARGETS[results.device]:
         bound = f"{'<=' if target.at_most else '>='} {target.bound:g}{target.unit}"
         found = [_worst(target, [entry for entry in results.entries if entry.dtype == dtype]) for dtype in DTYPES]
         if any(found):
             rows.append((target.what, bound, *found))
-    header = ("target, for one thread unless it says otherwise", "asked for", *(f"worst in {name}" for name in DTYPES))
+        elif results.device == "cuda":
+            rows.append((target.what, bound, *("not measured" for _ in found)))
+    what = "target, for one thread unless it says otherwise" if results.device == "cpu" else "target"
+    header = (what, "asked for", *(f"worst in {name}" for name in DTYPES))
     table = _table(header, rows)
     return f"## Targets\n\n{table}" if rows else ""
 
@@ -141,11 +96,12 @@ def _worst(target: Target, entries: list[Entry]) -> str:
     return f"{worst:.3g}{target.unit}, {'met' if target.met(worst) else '**missed**'}"
 
 
-def _times(entries: Sequence[Entry], threads: int) -> str:
+def _times(results: Results, threads: int) -> str:
+    entries = [entry for entry in results.entries if entry.threads == threads]
     peers = [peer for peer in PEERS if any(peer in entry.timings for entry in entries) and peer != "fastdiff"]
     head = ("case", "shape", "dtype", "fastdiff", "ns/element", "GB/s", *peers)
     rows = [(*entry.key[:3], *_ours(entry), *(_ratio(entry.timings.get(peer)) for peer in peers)) for entry in entries]
-    return f"## {_threads(threads).capitalize()}\n\n{_table(head, rows)}"
+    return f"## {heading(results, threads)}\n\n{_table(head, rows)}"
 
 
 def _ours(entry: Entry) -> tuple[str, str, str]:
@@ -154,12 +110,26 @@ def _ours(entry: Entry) -> tuple[str, str, str]:
     if timing is None:
         return "", "", ""
     ns = timing.ns.median
-    return duration(ns), f"{ns / entry.elements:.3g}", f"{entry.traffic / ns:.3g}"
+    return duration(ns), f"{ns / entry.elements:.3g}", f"{entry.traffic / ns:.3g}" if entry.traffic else ""
 
 
 def _ratio(timing: Timing | None) -> str:
     ratio = timing and timing.ratio
     return f"{ratio.median:.3g} ({ratio.q1:.3g}-{ratio.q3:.3g})" if ratio else ""
+
+
+def _backends(results: Results) -> str:
+    """Set the kernels of both GPU backends beside each other, in whatever they both did."""
+    rows = []
+    for entry in results.entries:
+        for variant in ("", "-graph", "-fast"):
+            pair = [entry.timings.get(f"{backend}{variant}") for backend in GPU_BACKENDS]
+            times = [timing.ns.median for timing in pair if timing is not None]
+            if len(times) == len(pair):
+                ratio = f"{times[0] / times[1]:.3g}"
+                rows.append((*entry.key[:3], variant.lstrip("-"), *(duration(time) for time in times), ratio))
+    head = ("case", "shape", "dtype", "", *GPU_BACKENDS, " over ".join(GPU_BACKENDS))
+    return f"## GPU backends\n\n{_table(head, rows)}" if rows else ""
 
 
 def _absent(results: Results) -> str:
@@ -169,12 +139,15 @@ def _absent(results: Results) -> str:
         for kind, reasons in (("not measured", entry.missing), ("wrong result", entry.wrong)):
             for peer, reason in reasons.items():
                 concerned.setdefault(f"**{peer}**, {kind}: {reason}", []).append(" ".join(map(str, entry.key)))
+    if results.unmeasured:
+        concerned["not measured: the time for the run was up"] = results.unmeasured
     lines = [f"- {reason} ({len(cases)}: {cases[0]}{' ...' * (len(cases) > 1)})" for reason, cases in concerned.items()]
     return "## Without a time\n\n" + "\n".join(lines) if lines else ""
 
 
-def _threads(count: int) -> str:
-    return f"{count} thread{'s' * (count > 1)}"
+def heading(results: Results, threads: int) -> str:
+    """Return what the entries with so many threads ran on."""
+    return f"{threads} thread{'s' * (threads > 1)}" if results.device == "cpu" else "GPU"
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -71,13 +71,18 @@ class Entry:
 
 @dataclass(frozen=True)
 class Results:
-    """A run: when it began, in UTC; on what; which versions and which of fastdiff's backends; what it found."""
+    """A run: when it began, in UTC; on what; which versions and which of fastdiff's backends; what it found.
+
+    `device` is the kind of device, "cpu" or "cuda"; `unmeasured` names the entries for which there was no time.
+    """
 
     date: str
     machine: dict[str, str | int]
     versions: dict[str, str]
     backend: str
     entries: list[Entry] = field(default_factory=list)
+    device: str = "cpu"
+    unmeasured: list[str] = field(default_factory=list)
 
     def save(self, path: Path) -> None:
         """Write the results as JSON, whole or not at all."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import platform
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -14,11 +16,11 @@ import torch
 from fastdiff import system
 from fastdiff.bench import machine
 from fastdiff.bench.speed import peers
-from fastdiff.bench.speed.cases import CASES, DTYPES, SHAPES, Shape
+from fastdiff.bench.speed.cases import CASES, DTYPES, SHAPES, STEP_CASES, Shape
 from fastdiff.bench.speed.equality import check
 from fastdiff.bench.speed.results import Entry, Results, Spread, Timing
 from fastdiff.bench.speed.timing import interleaved
-from fastdiff.bench.speed.work import Job, Unavailable, Work, WrongResult
+from fastdiff.bench.speed.work import CPU, Job, Unavailable, Work, WrongResult
 from fastdiff.errors import InputError, lookup
 from fastdiff.ops import dispatch, native
 
@@ -29,6 +31,7 @@ class Settings:
 
     Attributes:
         cases, shapes, dtypes, threads, peers: every combination; a case that has a shape of its own takes that alone.
+        device: where.
         rounds: how often each peer is timed.
         seconds: after which an entry begins no further round, once it has a few.
         compile_seconds: what `torch.compile` may take in the whole run.
@@ -37,11 +40,12 @@ class Settings:
         InputError: a name is unknown, a shape has not four sizes, or a number is below 1.
     """
 
-    cases: Sequence[str] = tuple(CASES)
+    cases: Sequence[str] = STEP_CASES
     shapes: Sequence[Shape] = SHAPES
     dtypes: Sequence[str] = tuple(DTYPES)
     threads: Sequence[int] = (1,)
     peers: Sequence[str] = tuple(peers.PEERS)
+    device: torch.device = CPU
     rounds: int = 51
     seconds: float = 10.0
     compile_seconds: float = 1800.0
@@ -77,25 +81,35 @@ QUICK = Settings(
 )
 
 
-def run(settings: Settings, path: Path, report: Callable[[Entry], None]) -> Results:
-    """Measure; as soon as an entry is there, write the results so far to `path` and `report` it."""
-    results = Results(_now(), machine.describe(), _versions(), _backend())
-    compiler, threads_before = peers.Compiler(settings.compile_seconds), torch.get_num_threads()
+def run(parts: Sequence[Settings], path: Path, report: Callable[[Entry], None], seconds: float = math.inf) -> Results:
+    """Measure; as soon as an entry is there, write the results so far to `path` and `report` it.
+
+    The parts are on one device. After `seconds` no further entry is begun; the results name those that are left out.
+    """
+    device, end = parts[0].device, time.perf_counter() + seconds
+    results = Results(_now(), machine.describe(device), _versions(), _backend(device), device=device.type)
+    threads_before = torch.get_num_threads()
     try:
-        for name, shape, dtype, threads in settings.entries():
-            torch.set_num_threads(threads)
-            entry = measure(name, shape, dtype, settings, compiler.fresh())
-            results.entries.append(entry)
-            results.save(path)
-            report(entry)
+        for settings in parts:
+            compiler = peers.Compiler(settings.compile_seconds)
+            for name, shape, dtype, threads in settings.entries():
+                if time.perf_counter() > end:
+                    results.unmeasured.append(f"{name} {'x'.join(map(str, shape))} {dtype}")
+                    continue
+                torch.set_num_threads(threads)
+                entry = measure(name, shape, dtype, settings, compiler.fresh())
+                results.entries.append(entry)
+                results.save(path)
+                report(entry)
     finally:
         torch.set_num_threads(threads_before)
+    results.save(path)
     return results
 
 
 def measure(name: str, shape: Shape, dtype: str, settings: Settings, compiler: peers.Compiler) -> Entry:
     """Check and time every peer with the threads that are set."""
-    work = CASES[name].work(shape, DTYPES[dtype])
+    work = CASES[name].work(shape, DTYPES[dtype], settings.device)
     with torch.set_grad_enabled(work.gradients):
         jobs, missing, wrong = _checked(work, settings.peers, compiler)
         times = interleaved(work, jobs, settings.rounds, settings.seconds)
@@ -121,6 +135,9 @@ def _checked(
             missing[name] = str(error)
         except WrongResult as error:
             wrong[name] = str(error)
+        except Exception as error:  # whatever a peer may raise, the others are measured
+            first_line = str(error).strip().partition("\n")[0]
+            wrong[name] = f"it failed: {type(error).__name__}: {first_line}"
     return jobs, missing, wrong
 
 
@@ -129,8 +146,8 @@ def _timing(theirs: list[float], ours: list[float] | None) -> Timing:
     return Timing(Spread.of(theirs), ratios, len(theirs))
 
 
-def _backend() -> str:
-    name, instructions = dispatch.resolve("auto", torch.device("cpu")), native.instruction_set()
+def _backend(device: torch.device) -> str:
+    name, instructions = dispatch.resolve("auto", device), native.instruction_set()
     return f"{name} ({instructions})" if name == "cpu" else name
 
 

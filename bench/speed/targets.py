@@ -1,4 +1,4 @@
-"""What fastdiff is meant to reach on one AVX-512 core, or two, and whether a run reached it."""
+"""What fastdiff is meant to reach on one AVX-512 core, or two, and on an H200, and whether a run reached it."""
 
 from __future__ import annotations
 
@@ -51,8 +51,18 @@ def _ns_per_element(peer: str) -> Callable[[Entry], float | None]:
     return lambda entry: entry.timings[peer].ns.median / entry.elements if peer in entry.timings else None
 
 
-def _call_ns(entry: Entry) -> float | None:
-    return entry.timings["fastdiff"].ns.median if "fastdiff" in entry.timings else None
+def _ns(peer: str) -> Callable[[Entry], float | None]:
+    return lambda entry: entry.timings[peer].ns.median if peer in entry.timings else None
+
+
+def _share(of: str, peer: str) -> Callable[[Entry], float | None]:
+    """Return how a peer's time compares with that of `of`, in which the memory does nothing else."""
+
+    def value(entry: Entry) -> float | None:
+        both = of in entry.timings and peer in entry.timings
+        return entry.timings[of].ns.median / entry.timings[peer].ns.median if both else None
+
+    return value
 
 
 def _is(cases: tuple[str, ...], threads: int = 1, elements: int = 0) -> Callable[[Entry], bool]:
@@ -63,13 +73,22 @@ def _small_cfg(entry: Entry) -> bool:
     return entry.key[:2] == ("ddim-cfg", "1x4x64x64") and entry.threads == 1
 
 
+def _on(shapes: tuple[str, ...], cases: tuple[str, ...], dtype: str = "") -> Callable[[Entry], bool]:
+    return lambda entry: entry.case in cases and entry.key[1] in shapes and dtype in ("", entry.dtype)
+
+
+def _streams(cases: tuple[str, ...], dtype: str = "") -> Callable[[Entry], bool]:
+    """Entries that move 100 MB and more."""
+    return lambda entry: entry.case in cases and entry.traffic >= 100e6 and dtype in ("", entry.dtype)
+
+
 def _large_plain_ddim(entry: Entry) -> bool:
     inputs = 2 / 3 * entry.traffic  # x and the network's output; x is then written
     return _is(("ddim",))(entry) and entry.dtype == "float32" and inputs >= 64e6
 
 
 LARGE_DDIM = _is(DDIM, elements=260_000)
-TARGETS = (
+ON_CPU = (
     Target("DDIM, eta 0, guidance, 1x4x64x64: against diffusers", _small_cfg, _ratio("diffusers"), 30),
     Target("DDIM, eta 0, 2.6e5 elements or more: against diffusers", LARGE_DDIM, _ratio("diffusers"), 10),
     Target("the same: against torch.compile", LARGE_DDIM, _ratio("compile"), 1.5),
@@ -81,5 +100,24 @@ TARGETS = (
     Target("normals: against torch.randn", _is(("normal",)), _ratio("eager"), 7),
     Target("a normal", _is(("normal",)), _ns_per_element("fastdiff"), 0.45, at_most=True, unit=" ns"),
     Target("a normal with AVX2", _is(("normal",)), _ns_per_element("avx2"), 0.95, at_most=True, unit=" ns"),
-    Target("a call on 16 elements", _is(("call",)), _call_ns, 3000, at_most=True, unit=" ns"),
+    Target("a call on 16 elements", _is(("call",)), _ns("fastdiff"), 3000, at_most=True, unit=" ns"),
 )
+
+STEPS = (*DDIM, *NOISY)
+ONE, LATENTS, PIXELS, LOOP = ("1x4x64x64",), ("1x4x64x64", "16x4x64x64"), ("64x3x256x256",), ("1x3x32x32",)
+COPY, NOISE_COPY = "share of a device copy, 100 MB or more: ", "share of a device copy, 100 MB or more: noise, "
+ON_GPU = (
+    Target(COPY + "DDIM, eta 0", _streams(("ddim",)), _share("copy", "fastdiff"), 0.9),
+    Target(NOISE_COPY + "float32", _streams(NOISY, "float32"), _share("copy", "fastdiff"), 0.9),
+    Target(NOISE_COPY + "bfloat16", _streams(NOISY, "bfloat16"), _share("copy", "fastdiff"), 0.65),
+    Target(NOISE_COPY + "bfloat16, fast normals", _streams(NOISY, "bfloat16"), _share("copy", "fast"), 0.85),
+    Target("a step inside a graph, 1x4x64x64", _on(ONE, STEPS), _ns("graph"), 3000, at_most=True, unit=" ns"),
+    Target("DDIM, eta 0, 64x3x256x256: against diffusers", _on(PIXELS, ("ddim",)), _ratio("diffusers"), 4.5),
+    Target("DDPM, guidance, 64x3x256x256: against diffusers", _on(PIXELS, ("ddpm-cfg",)), _ratio("diffusers"), 6.5),
+    Target("steps at latent sizes: against diffusers", _on(LATENTS, STEPS), _ratio("diffusers"), 20),
+    Target("no noise, 64x3x256x256: against torch.compile", _on(PIXELS, DDIM), _ratio("compile"), 1),
+    Target("noise, 64x3x256x256: against torch.compile", _on(PIXELS, NOISY), _ratio("compile"), 1.5),
+    Target("a loop as one graph: against diffusers", _on(LOOP, ("loop",)), _ratio("diffusers"), 4),
+    Target("the same: its network compiled, with graphs", _on(LOOP, ("loop",)), _ratio("diffusers-overhead"), 1.2),
+)
+TARGETS = {"cpu": ON_CPU, "cuda": ON_GPU}

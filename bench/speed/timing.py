@@ -5,17 +5,20 @@ from __future__ import annotations
 import gc
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+
+import torch
 
 from fastdiff.bench.speed.work import Job, Work
 
-SAMPLE_NS = 200_000  # the clock's own 0.1 us is nothing beside it
+# What a sample fills: beside it a clock's own 0.1 us, or the 5 us until a GPU begins, are nothing.
+SAMPLE_NS = {"cpu": 200_000, "cuda": 1_000_000}
 LEAST_ROUNDS = 5
 
 
 def interleaved(work: Work, jobs: Mapping[str, Job], rounds: int, seconds: float) -> dict[str, list[float]]:
-    """Time every job once a round; return the time of one call in ns, by job, a number for each round.
+    """Time every job once a round; return the time of its work in ns, by job, a number for each round.
 
     A sample is as many calls as fill SAMPLE_NS, found by a warm-up. The state is restored before each sample, outside
     of its time. The order moves on by one every round. After `seconds` no more than LEAST_ROUNDS are begun.
@@ -28,27 +31,42 @@ def interleaved(work: Work, jobs: Mapping[str, Job], rounds: int, seconds: float
             if number >= LEAST_ROUNDS and time.perf_counter() > end:
                 break
             for name in _rotated(list(jobs), number):
-                times[name].append(_sample(work, jobs[name], calls[name]) / calls[name])
+                times[name].append(_sample(work, jobs[name], calls[name]) / (calls[name] * jobs[name].repeats))
     return times
 
 
-def _sample(work: Work, job: Job, calls: int) -> int:
+def _sample(work: Work, job: Job, calls: int) -> float:
     """Return the ns that some calls take together."""
     work.restore()
-    call = job.call
     with job.within():
-        start = time.perf_counter_ns()
-        for _ in range(calls):
-            call()
-        return time.perf_counter_ns() - start
+        return (_ns_on_gpu if work.device.type == "cuda" else _ns_on_cpu)(job.call, calls)
+
+
+def _ns_on_cpu(call: Callable[[], object], calls: int) -> int:
+    start = time.perf_counter_ns()
+    for _ in range(calls):
+        call()
+    return time.perf_counter_ns() - start
+
+
+def _ns_on_gpu(call: Callable[[], object], calls: int) -> float:
+    """Return the time on the GPU's own clock, gaps included: where the host is slower than the GPU, it counts."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    torch.cuda.synchronize()
+    start.record()
+    for _ in range(calls):
+        call()
+    end.record()
+    end.synchronize()
+    return float(start.elapsed_time(end)) * 1e6
 
 
 def _calls(work: Work, job: Job) -> int:
-    """Return how many calls fill SAMPLE_NS, from samples that double until one fills it."""
-    calls = 1
-    while (taken := _sample(work, job, calls)) < SAMPLE_NS:
+    """Return how many calls fill a sample, from samples that double until one does."""
+    calls, wanted = 1, SAMPLE_NS[work.device.type]
+    while (taken := _sample(work, job, calls)) < wanted:
         calls *= 2
-    return max(1, math.ceil(calls * SAMPLE_NS / taken))
+    return max(1, math.ceil(calls * wanted / taken))
 
 
 def _rotated(names: list[str], by: int) -> list[str]:

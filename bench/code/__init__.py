@@ -1,0 +1,1 @@
+"""What the compilers make of the GPU kernels, measured without a GPU: `python -m fastdiff.bench.code`."""

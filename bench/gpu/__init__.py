@@ -1,0 +1,1 @@
+"""The benchmark that `bench/gpu.sh` runs: `python -m fastdiff.bench.gpu`."""
