@@ -20,7 +20,7 @@ NVCC_FLAGS = [
     *("-Icsrc", "-Xcompiler", "-fPIC,-ffp-contract=off,-fvisibility=hidden"),
 ]
 # Newer GPUs compile what they need from the last one's.
-GPUS = os.environ.get("FASTDIFF_GPUS", "80,90,100").split(",")
+GPUS = ("80", "90", "100")
 
 
 def warn(reason, part="C++ extension"):
@@ -70,9 +70,10 @@ def find_nvcc(torch, cuda_home):
 def compile_cuda(nvcc, folder):
     """Compile csrc/cuda/*.cu; return the objects and the linker's arguments for the CUDA runtime."""
     known = run(nvcc, "--list-gpu-code").split()
-    gpus = [gpu for gpu in GPUS if f"sm_{gpu}" in known]
-    if not gpus:
-        raise RuntimeError(f"{nvcc} knows none of the GPUs {', '.join(GPUS)}; install another CUDA toolkit")
+    named = os.environ.get("FASTDIFF_GPUS")
+    gpus = named.replace(" ", "").split(",") if named else [gpu for gpu in GPUS if f"sm_{gpu}" in known]
+    if not gpus or not all(f"sm_{gpu}" in known for gpu in gpus):
+        raise RuntimeError(f"{nvcc} does not know all of the GPUs {named or GPUS}; give FASTDIFF_GPUS=90 or the like")
     codes = [f"-gencode=arch=compute_{gpu},code=sm_{gpu}" for gpu in gpus]
     codes.append(f"-gencode=arch=compute_{gpus[-1]},code=compute_{gpus[-1]}")
     folder.mkdir(parents=True, exist_ok=True)
@@ -106,24 +107,36 @@ def extension():
         return {}
 
     class OptionalBuild(cpp_extension.BuildExtension):
-        """A build that fails leaves a pure-Python package, tagged as one, and a warning."""
+        """A build that fails is tried without CUDA, and else leaves a pure-Python package, tagged as one; it warns."""
+
+        def finalize_options(self):
+            super().finalize_options()
+            self.force = True  # nobody but ninja would see that a header or a kernel changed
+            self.nvcc = find_nvcc(torch, cpp_extension.CUDA_HOME)
+            (module,) = self.extensions
+            self.without_cuda = {
+                name: list(getattr(module, name))
+                for name in ("sources", "define_macros", "extra_objects", "extra_link_args")
+            }
 
         def run(self):
-            inplace = self.inplace
+            given = self.inplace, self.compiler
             try:
                 super().run()
             except Exception as error:
-                self.inplace = inplace
-                warn(f"its build failed ({' '.join(str(error).split())}); the compiler's own words stand above")
-                self.forget()
+                self.inplace, self.compiler = given
+                part = "CUDA kernels" if self.nvcc else "C++ extension"
+                warn(f"the build failed ({' '.join(str(error).split())}); the compiler's own words stand above", part)
+                if self.nvcc:
+                    self.nvcc = None
+                    vars(self.extensions[0]).update(self.without_cuda)
+                    self.run()
+                else:
+                    self.forget()
 
         def build_extensions(self):
-            nvcc = find_nvcc(torch, cpp_extension.CUDA_HOME)
-            if nvcc:
-                try:
-                    self.add_cuda(*compile_cuda(nvcc, Path(self.build_temp, "cuda")))
-                except (RuntimeError, OSError) as error:
-                    warn(f"their build failed ({' '.join(str(error).split())})", "CUDA kernels")
+            if self.nvcc:
+                self.add_cuda(*compile_cuda(self.nvcc, Path(self.build_temp, "cuda")))
             super().build_extensions()
 
         def add_cuda(self, objects, link_args):

@@ -18,7 +18,7 @@ import itertools
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -38,8 +38,11 @@ _WARM_UP_ROWS = 3  # as torch's own tools do before they capture
 class Recording(Protocol):
     """Work of a device that can be done again."""
 
-    def turn(self) -> AbstractContextManager[None]:
-        """What is launched meanwhile comes after the turns before, whatever streams they were on."""
+    def turn(self, memory: Iterable[Tensor]) -> AbstractContextManager[None]:
+        """What is launched meanwhile comes after the turns before, whatever streams they were on.
+
+        The memory is nobody else's until that is done, even if it is given back before.
+        """
 
     def replay(self) -> None:
         """Launch the work."""
@@ -66,19 +69,22 @@ class CudaRecorder:
             # What is made at a first call (handles, workspaces, compiled kernels) cannot be made during a capture.
             stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                warm_up()
-            torch.cuda.current_stream().wait_stream(stream)
+            try:
+                with torch.cuda.stream(stream):
+                    warm_up()
+            finally:
+                torch.cuda.current_stream().wait_stream(stream)
             graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
             try:
                 # The outer context also leaves the stream where ending the capture fails.
-                with torch.cuda.stream(stream), _capture(graph, stream, pool):
+                with torch.cuda.stream(stream), _own_workspaces(), _capture(graph, stream, pool):
                     work()
             except RuntimeError as error:
                 _recover(device, stream, pool)
-                if isinstance(error, (FastdiffError, torch.OutOfMemoryError)):
-                    raise
-                raise _not_capturable(_first_line(error)) from error
+                first = _first(error)
+                if isinstance(first, (FastdiffError, torch.OutOfMemoryError)) or "captur" not in str(first):
+                    raise first from None  # the model's own
+                raise _not_capturable(str(first).partition("\n")[0]) from error
             return _CudaRecording(graph, device)
 
 
@@ -88,8 +94,10 @@ class _CudaRecording:
         self.done = torch.cuda.Event()  # type: ignore[no-untyped-call]
 
     @contextlib.contextmanager
-    def turn(self) -> Iterator[None]:
+    def turn(self, memory: Iterable[Tensor]) -> Iterator[None]:
         stream = torch.cuda.current_stream(self.device)
+        for tensor in memory:
+            tensor.record_stream(stream)
         stream.wait_event(self.done)
         try:
             yield
@@ -103,6 +111,16 @@ class _CudaRecording:
 def _capture(graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream, pool: Any) -> AbstractContextManager[None]:
     # Other threads may go on to allocate memory, which would break a capture in global mode.
     return torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local")
+
+
+@contextlib.contextmanager
+def _own_workspaces() -> Iterator[None]:
+    """Let matrix products take their workspaces anew meanwhile: from the graph's memory, where nobody frees them."""
+    torch._C._cuda_clearCublasWorkspaces()
+    try:
+        yield
+    finally:
+        torch._C._cuda_clearCublasWorkspaces()
 
 
 def _recover(device: torch.device, stream: torch.cuda.Stream, pool: Any) -> None:
@@ -122,10 +140,11 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Raises where a model waits for the device, at the line that does.
 
     A capture would fail there too, but with an error that names no line and leaves torch to be put right. It is what
-    refuses what is not seen here, such as an index by a mask.
+    refuses what is not seen here, such as a write through a mask.
     """
 
-    _WAIT = (torch.ops.aten.nonzero, torch.ops.aten.masked_select, torch.ops.aten._unique2)
+    supports_higher_order_operators = True
+    _READS = frozenset((torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape))
     _COPY = (torch.ops.aten._to_copy, torch.ops.aten.copy_)
 
     def __init__(self, device: torch.device) -> None:
@@ -134,9 +153,10 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if not isinstance(func, torch._ops.OpOverload):
+            return func(*args, **kwargs)
         given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
-        waits = func.overloadpacket in self._WAIT or torch.Tag.data_dependent_output in func.tags
-        if waits and any(value.device == self.device for value in given):
+        if self._reads(func, args) and any(value.device == self.device for value in given):
             raise _not_capturable(f"{func} waits for the device")
         result = func(*args, **kwargs)
         copies = func.overloadpacket in self._COPY and not kwargs.get("non_blocking", args[-1] is True)
@@ -144,12 +164,18 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             raise _not_capturable(f"{func} from {given[-1].device} to {result.device} waits for the device")
         return result
 
+    def _reads(self, func: torch._ops.OpOverload, args: Any) -> bool:
+        """Whether an op reads values on the host, as an index does only for a mask."""
+        if func.overloadpacket is torch.ops.aten.index:
+            return any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
+        return not self._READS.isdisjoint(func.tags)
 
-def _first_line(error: BaseException) -> str:
+
+def _first(error: BaseException) -> BaseException:
     """Return what went wrong first: ending a broken capture fails too, and says less."""
     while isinstance(error.__context__, RuntimeError):
         error = error.__context__
-    return str(error).partition("\n")[0]
+    return error
 
 
 def _not_capturable(reason: str) -> InputError:
@@ -165,7 +191,7 @@ class _Captured:
     recording: Recording
 
     def run(self, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
-        with self.recording.turn():
+        with self.recording.turn(self.loop.memory()):
             _copy(inputs, self.loop.inputs)
             self.recording.replay()
             # The next replay writes into the same memory.
@@ -176,7 +202,7 @@ class _Captured:
 recorder: Recorder = CudaRecorder()
 # By what owns a model's code and weights, for as long as it lives: its graphs, the one used last at the end.
 _captured: Any = WeakIdKeyDictionary()
-_lock = threading.Lock()
+_lock = threading.RLock()
 
 
 def clear() -> None:
@@ -307,4 +333,6 @@ def _weights(owner: object) -> Hashable:
         return None
     tensors = itertools.chain(owner.parameters(), owner.buffers())
     # A wrapper of other tensors, as quantised weights are, has no address: it is known by itself.
-    return owner.training, tuple((tensor.data_ptr() or id(tensor), tensor.dtype) for tensor in tensors)
+    return owner.training, tuple(
+        (tensor.data_ptr() or id(tensor), tensor.dtype, tensor.shape, tensor.stride()) for tensor in tensors
+    )

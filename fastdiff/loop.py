@@ -106,6 +106,11 @@ class Loop:
         self.x0 = torch.empty_like(self.x) if keeps_x0 else None
         self.first_bad = torch.empty_like(self.first_row) if setup.check_finite else None
 
+    def memory(self) -> list[Tensor]:
+        """The tensors that the work of the rows reads and writes."""
+        held = (*vars(self).values(), *vars(self.inputs).values(), *self.inputs.condition.values())
+        return [*(value for value in held if isinstance(value, Tensor)), self.rows[0], self.times[0]]
+
     def start(self, noise: NoiseSource | None = None) -> None:
         """Write the start state and the first model input, and reset what rows add to."""
         x, key = self.x, self.inputs.key

@@ -82,6 +82,12 @@ def clip(x, low, high):
 
 
 @triton.jit
+def guided(out, uncond, w):
+    """`uncond + w (out - uncond)`, and exactly out where w is 1."""
+    return tl.where(w == 1.0, out, tl.fma(w, out - uncond, uncond))
+
+
+@triton.jit
 def exp(x):
     """The exponential of docs/step.md."""
     x = clip(x, _LEAST, _MOST)

@@ -62,7 +62,7 @@ def run(launch: Launch) -> None:
     """Execute a launch on the device of its tensors, on the current stream, and return at once.
 
     Raises:
-        BackendError: the kernel does not compile.
+        BackendError: the kernel does not compile, or does not load.
     """
     if 0 in launch.grid:
         return
@@ -220,11 +220,12 @@ def _divisible(value: Argument) -> bool:
 
 def _compile(launch: Launch) -> Any:
     try:
-        return triton.compile(source(launch), options=options(launch))
+        compiled = triton.compile(source(launch), options=options(launch))
+        compiled[launch.grid]  # makes its launcher, which takes a C compiler, and loads it
     except Exception as error:
-        target = driver.active.get_current_target()
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise BackendError(
-            f"the Triton kernel {launch.kernel.__name__} does not compile for {target.backend}:{target.arch} "
-            f"({reason}); use backend='cuda' or backend='eager'"
+            f"the Triton kernel {launch.kernel.__name__} does not compile or load here ({reason}); "
+            f"use backend='cuda' or backend='eager'"
         ) from error
+    return compiled

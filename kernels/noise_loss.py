@@ -92,7 +92,7 @@ def noise_loss(pred: Tensor, key: Tensor, draw: Tensor, stream: int) -> Tensor:
     Raises:
         InputError: shapes, dtypes or devices do not match.
     """
-    samples, elements = pred.shape[0], operands.elements_of(pred)
+    elements, samples = operands.elements_of(pred), len(pred)
     operands.check_image("pred", pred, pred)
     drawing = whose_noise(key, draw, stream, pred)
     loss = pred.new_empty(samples, dtype=torch.float32)
@@ -123,7 +123,7 @@ def noise_loss_backward(grad: Tensor, pred: Tensor, key: Tensor, draw: Tensor, s
     Raises:
         InputError: shapes, dtypes or devices do not match.
     """
-    samples, elements = pred.shape[0], operands.elements_of(pred)
+    elements, samples = operands.elements_of(pred), len(pred)
     operands.check_image("pred", pred, pred)
     grad = operands.per_sample("grad", grad, pred, torch.float32)
     drawing = whose_noise(key, draw, stream, pred)

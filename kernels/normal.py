@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastdiff.errors import InputError
 from fastdiff.kernels import operands
 from fastdiff.kernels.launch import Argument, Launch, run
-from fastdiff.kernels.tiles import block_of, draw_normals, left_of, sample_of, value_of, write
+from fastdiff.kernels.parts import cut, draw_part, whose_noise
+from fastdiff.kernels.tiles import block_of, left_of, sample_of, write
 
 
 @triton.jit
 def normal_kernel(
     z,
+    stride,
     key,
     draw,
     stream,
+    draw_per_sample: tl.constexpr,
     samples,
     elements,
-    stride,
-    draw_per_sample: tl.constexpr,
     BLOCK: tl.constexpr,
     WIDTH: tl.constexpr,
     EVEN: tl.constexpr,
@@ -32,13 +31,8 @@ def normal_kernel(
     sample = sample_of(MANY)
     if MANY and sample >= samples:
         return
-    seed = tl.load(key + sample)
-    index = tl.load(key + samples + sample)
-    number = value_of(draw, sample, draw_per_sample)
-    left = left_of(elements, BLOCK)
-    block = block_of(z, sample, stride, elements, BLOCK)
-    tile = draw_normals(seed, index, number, stream, BLOCK, WIDTH, False)
-    write(block, left, tile, BLOCK, WIDTH, EVEN)
+    tile = draw_part(key, samples, sample, draw, stream, draw_per_sample, BLOCK, WIDTH)
+    write(block_of(z, sample, stride, elements, BLOCK), left_of(elements, BLOCK), tile, BLOCK, WIDTH, EVEN)
 
 
 def normal_(z: Tensor, key: Tensor, draw: Tensor, stream: int) -> None:
@@ -59,23 +53,13 @@ def launch(z: Tensor, key: Tensor, draw: Tensor, stream: int) -> Launch:
     """The launch of `normal_` for a z whose samples are dense."""
     elements = operands.elements_of(z)
     operands.check_image("z", z, z)
-    if not 0 <= stream <= 255:
-        raise InputError(f"stream must be 0..255, got {stream}")
-    samples = z.shape[0]
-    draw = operands.per_sample("draw", draw, z, torch.int64)
-    blocks = operands.blocks(samples, elements, operands.width(z))
+    blocks = operands.blocks(len(z), elements, operands.width(z))
     arguments: dict[str, Argument] = {
         "z": z,
-        "key": operands.keys(key, z),
-        "draw": draw,
-        "stream": stream,
-        "samples": samples,
-        "elements": elements,
         "stride": operands.sample_stride(z, elements),
-        "draw_per_sample": draw.stride(0) == 1,
-        "BLOCK": blocks.block,
-        "WIDTH": blocks.width,
-        "EVEN": blocks.even,
-        "MANY": blocks.many,
+        **whose_noise(key, draw, stream, z),
+        "samples": len(z),
+        "elements": elements,
+        **cut(blocks),
     }
-    return Launch(normal_kernel, blocks.grid, arguments, {"num_warps": blocks.num_warps})
+    return Launch(normal_kernel, blocks.grid, arguments, blocks.options)

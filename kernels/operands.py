@@ -21,7 +21,7 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 MOST_ELEMENTS = 2**34  # of a sample: a 32-bit word counts its quads
 MOST_ROWS = 65535  # programs along y
 MANY_ELEMENTS = 2**22  # of a call: from here on there are more programs than a GPU runs at a time
-_LANES = 64 if torch.version.hip else 32  # threads of a warp
+LANES = 64 if torch.version.hip else 32  # threads of a warp
 _MOST_BLOCK, _LEAST_BLOCK = 2048, 256
 
 
@@ -51,7 +51,7 @@ class Blocks:
     @property
     def tile(self) -> int:
         """Elements that a program computes at a time where `tiled_blocks` cut them: 8 a thread."""
-        return min(self.block, 8 * _LANES * self.num_warps)
+        return min(self.block, 8 * LANES * self.num_warps)
 
     @property
     def even(self) -> bool:
@@ -69,7 +69,7 @@ def blocks(samples: int, elements: int, width: int) -> Blocks:
     """Cut samples into blocks, 16 elements a thread, but fewer where there would be few programs."""
     most = _MOST_BLOCK if samples * elements >= 2**20 else _MOST_BLOCK // 2
     block = max(_LEAST_BLOCK, min(most, 1 << max(elements - 1, 0).bit_length()))
-    return Blocks(elements, width, block, _grid(samples, elements, block), max(1, block // (16 * _LANES)))
+    return Blocks(elements, width, block, grid(samples, elements, block), max(1, block // (16 * LANES)))
 
 
 @functools.lru_cache(maxsize=1024)
@@ -83,12 +83,20 @@ def tiled_blocks(samples: int, elements: int, width: int, tiles: int) -> Blocks:
     while elements % tile == 0 and elements % (tiles * tile):
         tiles //= 2
     block = max(_LEAST_BLOCK, min(tiles * tile, 1 << max(elements - 1, 0).bit_length()))
-    return Blocks(elements, width, block, _grid(samples, elements, block), max(1, block // (tiles * 8 * _LANES)))
+    return Blocks(elements, width, block, grid(samples, elements, block), max(1, block // (tiles * 8 * LANES)))
 
 
-def _grid(samples: int, elements: int, block: int) -> tuple[int, int, int]:
+def grid(samples: int, elements: int, block: int) -> tuple[int, int, int]:
+    """Return the programs along x, which counts blocks, and y and z, which count samples.
+
+    Raises:
+        InputError: they are more than a launch can have.
+    """
     rows = max(1, min(samples, MOST_ROWS))
-    return -(-elements // block), rows, -(-samples // rows)
+    programs = -(-elements // block), rows, -(-samples // rows)
+    if math.prod(programs) >= 2**31:
+        raise InputError(f"{samples} samples are too many for one call: pass them in batches")
+    return programs
 
 
 def width(*tensors: Tensor | None) -> int:
@@ -133,7 +141,8 @@ def check_device(name: str, tensor: Tensor, like: Tensor) -> None:
 def per_sample(name: str, tensor: Tensor, like: Tensor, dtype: torch.dtype) -> Tensor:
     """Return one number for each sample of `like`, dense or (stride 0) one for all of them."""
     if tensor.dtype != dtype or tensor.shape != like.shape[:1]:
-        raise InputError(f"{name} must be {_name(dtype)} with one number for each of {like.shape[0]} samples")
+        wanted = f"{_name(dtype)} with one number for each of {like.shape[0]} samples"
+        raise InputError(f"{name} must be {wanted}, got {_name(tensor.dtype)} {tuple(tensor.shape)}")
     check_device(name, tensor, like)
     return tensor if tensor.stride(0) in (0, 1) else tensor.contiguous()
 
@@ -147,7 +156,8 @@ def keys(key: Tensor, like: Tensor) -> Tensor:
     """Return whose noise to draw, dense int64 [2, samples]: seeds and sample indices."""
     samples = like.shape[0]
     if key.dtype != torch.int64 or key.shape != (2, samples):
-        raise InputError(f"key must be int64 [2, {samples}]: seeds and sample indices")
+        got = f"{_name(key.dtype)} {tuple(key.shape)}"
+        raise InputError(f"key must be int64 [2, {samples}]: seeds and sample indices; got {got}")
     check_device("key", key, like)
     return key if key.is_contiguous() else key.contiguous()
 
@@ -155,7 +165,8 @@ def keys(key: Tensor, like: Tensor) -> Tensor:
 def table(table: Tensor, like: Tensor, columns: int) -> Tensor:
     """Return a table, dense float32 [rows, columns]."""
     if table.dtype != torch.float32 or table.ndim != 2 or table.shape[1] != columns:
-        raise InputError(f"table must be float32 [rows, {columns}] for this call")
+        got = f"{_name(table.dtype)} {tuple(table.shape)}"
+        raise InputError(f"table must be float32 [rows, {columns}] for this call, got {got}")
     check_device("table", table, like)
     return table if table.is_contiguous() else table.contiguous()
 

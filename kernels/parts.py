@@ -21,9 +21,7 @@ _PER_WARP = 512  # elements, and the least of a part
 def parts(samples: int, elements: int, width: int, most: int = 2048) -> Blocks:
     """Cut samples into parts that do not depend on how many samples there are, so that sums do not either."""
     block = min(most, max(_PER_WARP, 1 << (elements - 1).bit_length()))
-    rows = min(samples, operands.MOST_ROWS)
-    grid = (-(-elements // block), rows, -(-samples // rows))
-    return Blocks(elements, width, block, grid, num_warps=block // _PER_WARP)
+    return Blocks(elements, width, block, operands.grid(samples, elements, block), num_warps=block // _PER_WARP)
 
 
 def settled(tensor: Tensor, elements: int) -> Tensor:

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from fastdiff.errors import InputError
 from fastdiff.kernels import operands
+from fastdiff.kernels.arithmetic import guided
 from fastdiff.kernels.launch import Argument, Launch, run
 from fastdiff.kernels.parts import cut, parts, settled, sum_of_tile
-from fastdiff.kernels.step import COLUMNS, coefficients, linear
+from fastdiff.kernels.step import COLUMNS, X0, coefficients, columns_of, linear
 from fastdiff.kernels.tiles import block_of, left_of, place_of, read, sample_of, value_of
-from fastdiff.plan import NEUTRAL
 
 _PARTS = 1024  # whose moments are added at a time
 _COUNTED = 4096  # elements of a part whose digits are counted
@@ -28,15 +28,7 @@ _BINS = tl.constexpr(256)
 _FOUND = tl.constexpr(4 * 256)  # where a sample's counts end, and the digits that they gave begin
 _COUNTS = tl.constexpr(4 * 256 + 8)
 _MAGNITUDE = tl.constexpr(0x7FFFFFFF)  # all bits but the sign
-_X0 = tl.constexpr(("px", "po"))
-_COLUMNS = (1 << len(NEUTRAL)) - 1  # of a layout
 _LAYOUT = (COLUMNS["po"] << 1) - 1  # what of it says where the columns of x0 stand
-
-
-@triton.jit
-def guided(out, uncond, w):
-    """The network's output after guidance."""
-    return tl.where(w == 1.0, out, tl.fma(w, out - uncond, uncond))
 
 
 @triton.jit
@@ -130,7 +122,7 @@ def guidance_rescale(out: Tensor, uncond: Tensor, w: Tensor, phi: float) -> Tens
     Raises:
         InputError: shapes, dtypes or devices do not match.
     """
-    samples, elements = out.shape[0], operands.elements_of(out)
+    elements, samples = operands.elements_of(out), len(out)
     operands.check_image("out", out, out)
     operands.check_image("uncond", uncond, out)
     w = operands.per_sample("w", w, out, torch.float32)
@@ -208,7 +200,7 @@ def count_kernel(
         tl.store(found + 1, place, mask=is_first)
     number = value_of(row, sample, row_per_sample)
     known = (number >= 0) & (number < rows)
-    x0_coefficients = coefficients(table + number * columns, known, layout, _X0)
+    x0_coefficients = coefficients(table + number * columns, known, layout, X0)
     left = left_of(elements, BLOCK)
     state = read(block_of(x, sample, x_stride, elements, BLOCK), left, BLOCK, WIDTH, EVEN, False)
     output = read(block_of(out, sample, out_stride, elements, BLOCK), left, BLOCK, WIDTH, EVEN, False)
@@ -217,7 +209,7 @@ def count_kernel(
         output = guided(output, other, value_of(w, sample, w_per_sample))
     if scale is not None:
         output = value_of(scale, sample, scale_per_sample) * output
-    x0 = linear(layout, _X0, x0_coefficients, (state, output))
+    x0 = linear(layout, X0, x0_coefficients, (state, output))
 
     word = tl.reshape(x0, BLOCK).to(tl.int32, bitcast=True) & _MAGNITUDE
     counted = tl.reshape(place_of(BLOCK, WIDTH), BLOCK) < left
@@ -283,7 +275,7 @@ def threshold(
     Raises:
         InputError: shapes, dtypes or devices do not match, or a sample has no elements.
     """
-    samples, elements = x.shape[0], operands.elements_of(x)
+    elements, samples = operands.elements_of(x), len(x)
     if not 0 <= quantile <= 1:
         raise InputError(f"quantile must be in 0..1, got {quantile}")
     if elements == 0 and samples > 0:
@@ -333,7 +325,7 @@ def _prediction(
         uncond, w = operands.dense(uncond), operands.per_sample("w", w, x, torch.float32)
     if scale is not None:
         scale = operands.per_sample("scale", scale, x, torch.float32)
-    table = operands.table(table, x, (layout & _COLUMNS).bit_count())
+    table = operands.table(table, x, columns_of(layout))
     row = operands.per_sample("row", row, x, torch.int64)
     x, out = operands.dense(x), operands.dense(out)
     return {

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from fastdiff.errors import InputError
 from fastdiff.kernels import operands
-from fastdiff.kernels.arithmetic import clip, exp
+from fastdiff.kernels.arithmetic import clip, exp, guided
 from fastdiff.kernels.launch import Argument, Launch, call
+from fastdiff.kernels.parts import cut
 from fastdiff.kernels.tiles import (
     block_of,
     largest,
@@ -43,18 +44,24 @@ _WRITTEN = {"x": 0, "model_input": 8, "first_bad": 9, "y": 13, "history": 14, "x
 _APART = tuple((written, read) for written in _WRITTEN for read in ("out", "uncond", "variance", "z"))
 
 _STREAM = tl.constexpr(STREAMS["step"])
+_BITS = tl.constexpr(COLUMNS)  # not a plain dict, in which Triton's cache on disk would not see another order
 _EPS_BIT = tl.constexpr(STORES_EPS)
 _FAST_BIT = tl.constexpr(FAST_NORMALS)
-_X0 = tl.constexpr(("px", "po"))
+X0 = tl.constexpr(("px", "po"))
 _EPS = tl.constexpr(("ex", "eo", "e0"))
 _STATE = tl.constexpr(("cx", "cy", "c0", "ce", "ch0", "ch1", "ch2", "ch3", "cz"))
 _ANCHOR = tl.constexpr(("dx", "dy", "d0", "de", "dh0", "dh1", "dh2", "dh3", "dz"))
 
 
+def columns_of(layout: int) -> int:
+    """How many columns a table of this layout has."""
+    return (layout & _ALL_COLUMNS).bit_count()
+
+
 @triton.constexpr_function
 def _uses(layout: int, *names: str) -> bool:
     """Whether any of these columns is in the table."""
-    return any(layout & COLUMNS[name] for name in names)
+    return any(layout & _BITS.value[name] for name in names)
 
 
 @triton.constexpr_function
@@ -64,13 +71,15 @@ def _has(layout: int, bit: int) -> bool:
 
 @triton.constexpr_function
 def _columns(layout: int) -> int:
-    return (layout & _ALL_COLUMNS).bit_count()
+    columns: int = layout & (1 << len(_BITS.value)) - 1
+    return columns.bit_count()
 
 
 @triton.constexpr_function
 def _place(layout: int, name: str) -> int:
     """Where a column stands in a row of the table."""
-    return (layout & (COLUMNS[name] - 1)).bit_count()
+    before: int = layout & (_BITS.value[name] - 1)
+    return before.bit_count()
 
 
 @triton.constexpr_function
@@ -86,12 +95,12 @@ def _name(names: tuple[str, ...], k: int) -> str:
 @triton.constexpr_function
 def _takes_part(layout: int, name: str) -> bool:
     """Whether a sum has this term. That of dy is in every y': the coefficient is 1 where it is not in the table."""
-    return bool(layout & COLUMNS[name]) or name == "dy"
+    return bool(layout & _BITS.value[name]) or name == "dy"
 
 
 @triton.constexpr_function
 def _is_first(layout: int, names: tuple[str, ...], k: int) -> bool:
-    return not any(layout & COLUMNS[name] or name == "dy" for name in names[:k])
+    return not any(_takes_part(layout, name) for name in names[:k])
 
 
 @triton.jit
@@ -166,8 +175,8 @@ def step_kernel(
     ANCHOR: tl.constexpr,
     BRANCHES: tl.constexpr,
     SLOTS: tl.constexpr,
-    BLOCK: tl.constexpr,
     TILE: tl.constexpr,
+    BLOCK: tl.constexpr,
     WIDTH: tl.constexpr,
     EVEN: tl.constexpr,
     MANY: tl.constexpr,
@@ -179,7 +188,7 @@ def step_kernel(
     number = value_of(row, sample, row_per_sample)
     known = (number >= 0) & (number < rows)
     at = table + number * _columns(layout)
-    x0_c = coefficients(at, known, layout, _X0)
+    x0_c = coefficients(at, known, layout, X0)
     eps_c = coefficients(at, known, layout, _EPS)
     state_c = coefficients(at, known, layout, _STATE)
     anchor_c = coefficients(at, known, layout, _ANCHOR)
@@ -213,7 +222,7 @@ def step_kernel(
         if uncond is not None:
             u_block = block_of(uncond, sample, uncond_stride, elements, BLOCK) + first
             u = read(u_block, left, TILE, WIDTH, EVEN, True)
-            output = tl.where(weight == 1.0, output, tl.fma(weight, output - u, u))
+            output = guided(output, u, weight)
         if scale is not None:
             output = factor * output
 
@@ -244,9 +253,9 @@ def step_kernel(
             v_block = block_of(variance, sample, variance_stride, elements, BLOCK) + first
             spread = exp(cv * read(v_block, left, TILE, WIDTH, EVEN, True)) * noise
 
-        x0 = linear(layout, _X0, x0_c, (state, output))
+        x0 = linear(layout, X0, x0_c, (state, output))
         if _uses(layout, "clip"):
-            x0 = clip(x0, -bound, bound)
+            x0 = clip(x0, bound * -1.0, bound)  # to Triton -0 is 0 - 0
         if threshold is not None:
             x0 = x0 * ratio
         eps = linear(layout, _EPS, eps_c, (state, output, x0))
@@ -353,7 +362,7 @@ def launch(
     operands.check_image("out", out, x)
     if layout & ~_ALL_BITS:
         raise InputError(f"layout {layout} names no set of columns")
-    table = operands.table(table, x, (layout & _ALL_COLUMNS).bit_count())
+    table = operands.table(table, x, columns_of(layout))
     row = operands.per_sample("row", row, x, torch.int64)
     if uncond is not None:
         operands.check_image("uncond", uncond, x)
@@ -410,11 +419,8 @@ def launch(
         "ANCHOR": y is not None and bool(layout & _WRITES_ANCHOR),
         "BRANCHES": branches,
         "SLOTS": 0 if history is None else history.shape[0],
-        "BLOCK": blocks.block,
         "TILE": blocks.tile,
-        "WIDTH": blocks.width,
-        "EVEN": blocks.even,
-        "MANY": blocks.many,
+        **cut(blocks),
     }
     _check_memory(arguments)
     return Launch(step_kernel, blocks.grid, arguments, blocks.options, _APART)
@@ -467,5 +473,11 @@ def _needed_noise(x: Tensor, layout: int, key: Tensor | None, z: Tensor | None) 
 def _check_memory(tensors: Mapping[str, Any]) -> None:
     for name in _WRITTEN:
         operands.check_own_memory(name, tensors[name])
+    samples = len(tensors["x"])
     for name, other in _APART:
-        operands.check_apart(name, tensors[name], other, tensors[other])
+        if name == "model_input" and tensors[name] is not None and samples:
+            # What is read may be one of its branches.
+            for branch in tensors[name].split(samples):
+                operands.check_apart(name, branch, other, tensors[other])
+        else:
+            operands.check_apart(name, tensors[name], other, tensors[other])

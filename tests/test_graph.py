@@ -10,6 +10,7 @@ import functools
 import gc
 import threading
 import weakref
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -30,6 +31,8 @@ SHAPE = (3, 2, 3, 3)
 class Tape(TorchDispatchMode):
     """Ops with their tensors, in order. Like a capture, it refuses an op that gives a value to the host."""
 
+    supports_higher_order_operators = True
+
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[tuple[Any, Any, Any, Any]] = []
@@ -41,7 +44,7 @@ class Tape(TorchDispatchMode):
         self.calls.append((func, args, kwargs or {}, result))
         return result
 
-    def turn(self) -> contextlib.AbstractContextManager[None]:
+    def turn(self, memory: Iterable[Tensor]) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
 
     def replay(self) -> None:
@@ -289,6 +292,26 @@ class Packed(Tensor):
 
 
 @needs_extension
+def test_weights_of_another_shape_at_the_same_place_are_captured_anew(recorder):
+    """The allocator gives the same address again: it alone does not tell one weight from another."""
+    memory = torch.arange(18.0)
+
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(memory.view(2, 3, 3))
+
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            return x * self.weight.sum(0, keepdim=True).flatten()[:3]
+
+    network = Network()
+    both(network, plan())
+    network.weight = nn.Parameter(memory.view(3, 3, 2))
+    both(network, plan())
+    assert recorder.captures == 2
+
+
+@needs_extension
 def test_weights_without_an_address(recorder):
     """They are told apart as objects."""
     network = Network()
@@ -424,6 +447,14 @@ def mask(x: Tensor, t: Tensor) -> Tensor:
     return x * len(torch.masked_select(x, x > 0))
 
 
+def index_by_mask(x: Tensor, t: Tensor) -> Tensor:
+    return x * len(x[x > 0])
+
+
+def repeats(x: Tensor, t: Tensor) -> Tensor:
+    return x * len(torch.repeat_interleave(x, (t * 0 + 2).long(), dim=0))
+
+
 def copy(x: Tensor, t: Tensor) -> Tensor:
     x.to("meta")
     return x
@@ -437,6 +468,8 @@ def copy(x: Tensor, t: Tensor) -> Tensor:
         (branch, "_local_scalar_dense"),
         (indices, "nonzero"),
         (mask, "masked_select"),
+        (index_by_mask, "aten.index.Tensor"),
+        (repeats, "repeat_interleave"),
         (copy, "cpu to meta"),
     ],
 )
@@ -456,6 +489,16 @@ def test_an_index_and_a_conversion_do_not_wait(recorder):
     """What stays on the device is captured."""
     both(gathers, plan())
     assert recorder.captures == 1
+
+
+@needs_extension
+def test_an_op_of_higher_order_is_let_through(recorder):
+    """Ops that take functions, as attention with masks of one's own does, are watched from within."""
+
+    def network(x: Tensor, t: Tensor) -> Tensor:
+        return torch.ops.higher_order.strict_mode(lambda value: value / 2, (x,))
+
+    both(network, plan())
 
 
 @needs_extension

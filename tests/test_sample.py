@@ -6,6 +6,7 @@ import torch
 
 import fastdiff as fd
 from fastdiff.loop import Setup
+from fastdiff.ops import schema
 from tests.backends import BACKENDS, each_backend, needs_interpreter
 
 SCHEDULE = fd.schedules.linear(100)
@@ -144,6 +145,19 @@ def test_triton_has_the_bits_of_eager(dtype):
         fd.sample(model, steps, SHAPE, seed=8, dtype=dtype, backend=name, **guided) for name in ("triton", "eager")
     )
     assert torch.equal(kernels, plain)
+
+
+@each_backend
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_guided_network_may_return_its_input(backend, dtype):
+    """Its output, both branches of it, is then what the step overwrites with the next input."""
+
+    def same(x, t, y):
+        return x
+
+    guided = {"cond": labels(1, 2, 3, 4), "uncond": labels(0, 0, 0, 0), "guidance": torch.tensor([0.0, 1.0, 2.5, 7.0])}
+    copied = fd.sample(lambda x, t, y: x.clone(), plan(), SHAPE, dtype=dtype, backend="eager", **guided)
+    assert torch.equal(fd.sample(same, plan(), SHAPE, dtype=dtype, backend=backend, **guided), copied)
 
 
 def test_guidance_one_skips_the_unconditional_branch():
@@ -321,7 +335,7 @@ def test_bad_input(arguments, message):
         fd.sample(**{"model": model, "plan": plan(), "shape": SHAPE, **arguments})
 
 
-@each_backend
+@pytest.mark.parametrize("backend", sorted({*BACKENDS} - {*schema.GPU_BACKENDS}))
 def test_fast_normals_are_of_gpu_backends(backend):
     """Others say who has them."""
     with pytest.raises(fd.BackendError, match=f"backend '{backend}' has no fast normals, triton and cuda have"):

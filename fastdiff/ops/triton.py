@@ -21,7 +21,7 @@ from fastdiff.errors import BackendError
 from fastdiff.ops import schema
 
 # Each function of the backend, and the file of `fastdiff.kernels` that holds it.
-_FILES = {
+FILES = {
     "step": "step",
     "normal_": "normal",
     "q_sample": "q_sample",
@@ -67,15 +67,20 @@ def _function(name: str) -> Callable[..., Any]:
     reason = missing()
     if reason is not None:
         raise BackendError(f"backend 'triton' is not available: {reason}")
-    function: Callable[..., Any] = getattr(import_module(f"fastdiff.kernels.{_FILES[name]}"), name)
+    function: Callable[..., Any] = getattr(import_module(f"fastdiff.kernels.{FILES[name]}"), name)
     return function
 
 
-def _kernel(name: str) -> Callable[..., Any]:
+def _kernel(name: str, interpreter_only: bool = False) -> Callable[..., Any]:
     """Return what runs as the op: the function of that name, imported when it is first called."""
 
     def run(*arguments: Any) -> Any:
-        return _function(name)(*arguments)
+        function = _function(name)
+        if interpreter_only and not interpreted():
+            raise BackendError(
+                "backend 'triton' is not available: its kernels run on GPUs, and the tensors are on a CPU"
+            )
+        return function(*arguments)
 
     return run
 
@@ -87,4 +92,4 @@ def _register(op: str, function: Callable[..., Any], device: str) -> None:
 for _name, _op in schema.FUNCTIONS.items():
     _register(_op, _kernel(_name), "CUDA")
     _register(schema.overload(_op, "triton"), _kernel(_name), "CUDA")
-    _register(schema.overload(_op, "triton"), _kernel(_name), "CPU")
+    _register(schema.overload(_op, "triton"), _kernel(_name, interpreter_only=True), "CPU")

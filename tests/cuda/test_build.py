@@ -73,14 +73,16 @@ print(torch._C._dispatch_has_kernel_for_dispatch_key("fastdiff::step.cuda", "CUD
     assert printed[-1] == f"True {expected}"
 
 
-def test_kernels_that_do_not_compile_leave_the_cpu_backend(tree: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("broken", ["launch.cu", "ops.cpp"])
+def test_cuda_sources_that_do_not_compile_leave_the_cpu_backend(tree: Path, tmp_path: Path, broken: str) -> None:
     """One line says so; what runs on the CPU is built all the same."""
     copy = shutil.copytree(tree, tmp_path / "tree", symlinks=True, ignore=shutil.ignore_patterns("*.so", "build"))
     for source in copy.glob("csrc/cuda/*.cu"):
-        source.unlink()
-    (copy / "csrc" / "cuda" / "launch.cu").write_text("#error wrong\n")
+        if source.name != "launch.cu":
+            source.unlink()
+    (copy / "csrc" / "cuda" / broken).write_text("#error wrong\n")
     log = run(sys.executable, "setup.py", "build_ext", "--inplace", cwd=copy, FASTDIFF_CUDA="1", FASTDIFF_GPUS="90")
     warnings = [line for line in log.splitlines() if line.startswith("warning: fastdiff is built without")]
-    assert len(warnings) == 1 and "without its CUDA kernels" in warnings[0] and "#error wrong" in warnings[0]
+    assert len(warnings) == 1 and "without its CUDA kernels" in warnings[0] and "#error wrong" in log
     script = "from fastdiff.ops import native; print(native.missing(), native.cuda_missing())"
     assert run(sys.executable, "-c", script, cwd=copy).startswith("None the extension was built without CUDA")

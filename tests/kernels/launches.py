@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import contextlib
 import json
+from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
 
 import torch
+import triton.language as tl
+from triton.runtime.jit import JITFunction
 
 from fastdiff.kernels import launch, step
 from fastdiff.kernels.normal import launch as normal_launch
+from fastdiff.ops import triton as triton_ops
 
 BATCH, SHAPE = 3, (3, 4, 32, 32)
 LAYOUT = step.COLUMNS["cx"] | step.COLUMNS["po"] | step.COLUMNS["c0"] | step.COLUMNS["cz"]
@@ -107,5 +111,22 @@ def repeated() -> dict[str, Any]:
     return result
 
 
+def unseen() -> list[str]:
+    """The globals of kernels that Triton's cache on disk does not look at, so that it would not see them change."""
+    found = set()
+    for file in set(triton_ops.FILES.values()):
+        for kernel in vars(import_module(f"fastdiff.kernels.{file}")).values():
+            if isinstance(kernel, JITFunction):
+                assert kernel.cache_key
+                used = kernel.used_global_vals.items()
+                found |= {f"{kernel.__name__}: {name}" for (name, _), (value, _) in used if not is_constant(value)}
+    return sorted(found)
+
+
+def is_constant(value: Any) -> bool:
+    """Whether a value is part of the key of a kernel that reads it."""
+    return isinstance(value, tl.constexpr)
+
+
 if __name__ == "__main__":
-    print(json.dumps({"specialisation": specialisation(), "repeated": repeated()}))
+    print(json.dumps({"specialisation": specialisation(), "repeated": repeated(), "unseen": unseen()}))

@@ -339,6 +339,13 @@ def test_refusals(device: torch.device, change: dict[str, Any], words: str) -> N
             assert_same_bits({name: call[name]}, {name: before[name]})
 
 
+def test_a_clip_to_zero_keeps_the_sign(device: torch.device) -> None:
+    """The lower bound is then -0, not 0."""
+    plan = Plan.build("nothing", [1.0] * ROWS, {"po": 1.0, "clip": 0.0, "c0": 1.0})
+    call = {name: step_call(plan, SHAPE)[name] for name in ("x", "out", "table", "layout", "row")}
+    assert_same_as_reference(call, device)
+
+
 def test_a_threshold_needs_a_clip(device: torch.device) -> None:
     """A threshold without the bound to which it scales back is refused, not ignored."""
     call = moved(step_call(plan_of(NEUTRAL.keys() - {"clip"}), SHAPE), device)
