@@ -5,7 +5,7 @@
 #
 # Needs a CUDA device, nvcc, and a Python (PYTHON, or python3) with PyTorch 2.11 or later, pytest and what fastdiff
 # depends on; no network. Peers that Python cannot import are left out. WHEELS can name a folder of wheels, those of
-# diffusers and what it needs, which are unpacked for this run.
+# diffusers and of whatever else Python lacks, which are unpacked for this run.
 # A part that fails or runs out of time does not stop the others. The exit status counts those parts.
 set -uo pipefail
 out=$(realpath -m -- "${1:-$(dirname -- "${BASH_SOURCE[0]}")/results}")
@@ -19,17 +19,31 @@ trap 'rm -rf "$scratch"' EXIT
 
 unset TRITON_INTERPRET # kernels are compiled here
 
-check() {
+if [[ -n $wheels ]]; then
+    timeout -k 10 60 "$python" -m pip install -q --no-index --no-deps --no-compile --target "$scratch/site" "$wheels"/*.whl ||
+        failed=1
+    export PYTHONPATH=$scratch/site${PYTHONPATH:+:$PYTHONPATH}
+fi
+
+check() { # the machine, and below it the architecture of its GPU, empty where nvcc does not know it
     "$python" - <<'PYTHON'
 import importlib.util
+import os
+import shutil
+import subprocess
 import sys
 from datetime import datetime, timezone
+from importlib.metadata import version
 
 needed = {"torch": "torch", "numpy": "numpy", "pytest": "pytest", "setuptools": "setuptools", "triton": "triton",
           "safetensors": "safetensors", "tqdm": "tqdm", "typer": "typer", "PIL": "pillow"}
 missing = [package for module, package in needed.items() if importlib.util.find_spec(module) is None]
 if missing:
-    sys.exit(f"error: bench/gpu.sh needs {', '.join(missing)} in {sys.executable}; set PYTHON to another Python")
+    sys.exit(f"error: bench/gpu.sh needs {', '.join(missing)} in {sys.executable}; set PYTHON to another Python, "
+             "or WHEELS to a folder that has them")
+
+if int(version("setuptools").split(".")[0]) < 77:  # which first knew the licence as pyproject.toml writes it
+    sys.exit(f"error: bench/gpu.sh needs setuptools 77 or later, not {version('setuptools')}; WHEELS can bring it")
 
 import torch
 from torch.utils.cpp_extension import CUDA_HOME
@@ -38,16 +52,21 @@ if not torch.cuda.is_available():
     sys.exit(f"error: bench/gpu.sh needs a CUDA device, and torch {torch.__version__} sees none")
 if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 11):
     sys.exit(f"error: bench/gpu.sh needs torch 2.11 or later, not {torch.__version__}")
-if CUDA_HOME is None:
+nvcc = shutil.which("nvcc", path=f"{CUDA_HOME}/bin{os.pathsep}{os.environ['PATH']}")
+if nvcc is None:
     sys.exit("error: bench/gpu.sh needs nvcc: put it into PATH, or set CUDA_HOME")
 
 import triton
 
 print(f"machine: {torch.cuda.get_device_name()}, CUDA {torch.version.cuda}, torch {torch.__version__}, triton "
       f"{triton.__version__}, Python {sys.version.split()[0]}; {datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC")
+architecture = "{}{}".format(*torch.cuda.get_device_capability())
+known = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True).stdout.split()
+print(architecture if f"sm_{architecture}" in known else "")
 PYTHON
 }
-machine=$(check) || exit
+checked=$(check) || exit
+{ read -r machine && read -r architecture; } <<<"$checked"$'\n'
 mkdir -p -- "$out" || exit
 : >"$out/gpu.txt"
 
@@ -57,6 +76,7 @@ note() { # a line of the summary
 }
 
 note "$machine"
+((failed)) && note "wheels: FAILED, they could not be unpacked"
 
 part() { # its name, how many seconds it may take, its command
     local name=$1 seconds=$2 begun=$SECONDS status outcome
@@ -85,11 +105,8 @@ part() { # its name, how many seconds it may take, its command
 tests=("$python" -m pytest -o addopts= --import-mode=importlib --strict-markers -ra -q -W default -p no:benchmark -m gpu)
 "$python" -c "import xdist" 2>/dev/null && tests+=(-n 6)
 
-if [[ -n $wheels ]]; then
-    part "wheels" 60 "$python" -m pip install -q --no-index --no-deps --no-compile --target "$scratch/site" "$wheels"/*.whl
-    export PYTHONPATH=$scratch/site${PYTHONPATH:+:$PYTHONPATH}
-fi
 export FASTDIFF_CUDA=1
+[[ -n $architecture ]] && export FASTDIFF_GPUS=${FASTDIFF_GPUS:-$architecture}
 # The metadata stand in for an installation: the package looks up its version.
 part "build" 150 bash -c '"$0" setup.py -q egg_info build_ext --inplace && "$0" -c "$1"' "$python" "
 from fastdiff.ops import dispatch
@@ -97,20 +114,21 @@ missing = [f'{name}: {reason}' for name, reason in dispatch.missing().items() if
 raise SystemExit('; '.join(missing) or print('every backend is there'))"
 part "tests" 130 "${tests[@]}" tests/gpu
 part "every op" 60 "$python" -m tests.gpu.every_op
+# The last entry may take a minute longer; sanitizers and the tests of the Triton kernels take what is left.
+seconds=$((limit - SECONDS - 40))
+((seconds > 240)) && seconds=240
+part "benchmark" "$seconds" "$python" -m fastdiff.bench.gpu --out "$out/gpu.json" --seconds $((seconds - 60))
 sanitizer=$(command -v compute-sanitizer || ls "${CUDA_HOME:-/usr/local/cuda}/bin/compute-sanitizer" 2>/dev/null)
+declare -A options=([memcheck]="--report-api-errors no" [racecheck]="") # torch asks for things that may not be there
 for tool in memcheck racecheck; do
     if [[ -n $sanitizer ]]; then
         # Without a cache each tensor is an allocation of its own, whose end is guarded.
         part "$tool" 60 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 "$sanitizer" --tool "$tool" --error-exitcode 1 \
-            --report-api-errors no --target-processes application-only "$python" -m tests.gpu.every_op
+            ${options[$tool]} --target-processes application-only "$python" -m tests.gpu.every_op
     else
         note "$tool: skipped, there is no compute-sanitizer"
     fi
 done
-# The last entry may take a minute longer; the tests of the Triton kernels take what is left.
-seconds=$((limit - SECONDS - 40))
-((seconds > 270)) && seconds=270
-part "benchmark" "$seconds" "$python" -m fastdiff.bench.gpu --out "$out/gpu.json" --seconds $((seconds - 60))
 if "$python" -c "import hypothesis" 2>/dev/null; then
     part "tests of the kernels" "$limit" "${tests[@]}" tests/kernels
 else

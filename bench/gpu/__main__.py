@@ -35,24 +35,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     check_folder(given.out.parent)
     chosen = parts(torch.device("cuda"), given.seconds)
     try:
-        results = run(chosen, given.out, lambda entry: _say(report.line(entry)), given.seconds)
-    except KeyboardInterrupt:  # by gpu.sh, when its time is up
+        run(chosen, given.out, lambda entry: _say(report.line(entry)), given.seconds)
+    except KeyboardInterrupt:
+        _say("interrupted: gpu.sh does so when the time is up")
+    finally:
         results = Results.load(given.out)
-    for path in _rendered(results, given.out):
-        _say(f"wrote    {path}")
-    _say(report.targets(results))
+        for path in _rendered(results, given.out):
+            _say(f"wrote    {path}")
+        _say(report.targets(results))
     wrong = sum(len(entry.wrong) for entry in results.entries)
     _say(f"{len(results.entries)} entries, {wrong} wrong results, {len(results.unmeasured)} entries not measured")
     return min(wrong, 100)
 
 
 def _rendered(results: Results, out: Path) -> list[Path]:
-    written = [out, report.render(results, out)]
+    drawn = _drawn(results, out)
+    written = [out, report.render(results, out, drawn)]
+    return [*written, drawn] if drawn else written
+
+
+def _drawn(results: Results, out: Path) -> Path | None:
+    """Return the picture; None where there is nothing to draw, or no matplotlib that can draw it."""
+    if not results.entries:
+        return None
     try:
         from fastdiff.bench.speed import picture
-    except ImportError:
-        return written
-    return [*written, picture.render(results, out)]
+
+        return picture.render(results, out)
+    except Exception as error:  # the table does not need it
+        _say(f"no picture: {type(error).__name__}: {error}")
+        return None
 
 
 def _say(line: str) -> None:

@@ -32,12 +32,12 @@ def parts(device: torch.device, seconds: float) -> list[Settings]:
     overhead = ("compile", "compile-overhead")
     steps = ("ddim", "ddpm-cfg", "ddim-cfg", "ddim-eta1")
     return [
-        part(("ddim", "ddim-eta1"), (STREAM,), *KERNELS, *FAST, "copy"),
-        part(steps, LATENTS, *KERNELS, "dispatched", *GRAPHS, *FAST, *OTHERS, *overhead, compiling=0.15),
-        part(steps, (PIXELS,), *KERNELS, *FAST, *OTHERS, "compile", compiling=0.2),
+        part(("ddim", "ddim-eta1"), (STREAM,), *KERNELS, "sampled", *FAST, "copy"),
         part(
             ("loop",), (ONE,), "fastdiff", "ungraphed", "diffusers", "diffusers-overhead", compiling=0.2, dtypes=FLOAT32
         ),
+        part(steps, LATENTS, *KERNELS, "dispatched", "sampled", *GRAPHS, *FAST, *OTHERS, *overhead, compiling=0.15),
+        part(steps, (PIXELS,), *KERNELS, *FAST, *OTHERS, "compile", compiling=0.2),
         part(("q_sample", "noise_loss", "normal", "dpmpp-2m", "dpmpp-2m-cfg"), (PIXELS,), *KERNELS, *OTHERS),
         part(("call",), (ONE,), *KERNELS, "dispatched", *GRAPHS, *OTHERS, dtypes=FLOAT32),
     ]

@@ -38,7 +38,8 @@ def measure(chosen: Settings, out: Path, echo: Callable[[str], None]) -> list[Pa
         raise InputError(f"the results are JSON, with a table and a plot beside it: give NAME.json, not {out}")
     check_folder(out.parent)
     results = run([chosen], out, lambda entry: echo(report.line(entry)))
-    written = [out, report.render(results, out), picture.render(results, out)]
+    drawn = picture.render(results, out)
+    written = [out, report.render(results, out, drawn), drawn]
     wrong = sum(len(entry.wrong) for entry in results.entries)
     if wrong:
         raise FastdiffError(f"{wrong} results were wrong and have no time: see the end of {written[1]}")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from statistics import median
 
-from fastdiff.bench.speed.peers import LEVELS
+from fastdiff.bench.speed.peers import COMPILERS
 from fastdiff.bench.speed.report import duration
 from fastdiff.bench.speed.results import Entry, Results
 from fastdiff.errors import InputError
 
-OURS = ("fastdiff", "dispatched", *LEVELS)
+THEIRS = (*COMPILERS, "eager", "diffusers", "limit", "copy")
 
 
 def compare(before: Results, after: Results) -> str:
@@ -45,5 +45,5 @@ def _line(old: Entry, new: Entry) -> str:
 
 def _others(old: Entry, new: Entry) -> float:
     """Return the median ratio of the times of peers that are not ours; 1 without any."""
-    both = [peer for peer in old.timings if peer in new.timings and peer not in OURS]
+    both = [peer for peer in old.timings if peer in new.timings and peer in THEIRS]
     return median([new.timings[peer].ns.median / old.timings[peer].ns.median for peer in both] or [1.0])

@@ -18,6 +18,7 @@ from fastdiff.ops import native
 PEERS = {
     "fastdiff": "what the library calls",
     "dispatched": "the same step as a torch op, `torch.ops.fastdiff.step`",
+    "sampled": "fastdiff's step as `fastdiff.sample` calls it in float32: it also writes the network's next input",
     "avx2": "the same as fastdiff with its instruction set held down to AVX2",
     "scalar": "the same without vector instructions",
     "ungraphed": "a loop of fastdiff's that is not captured as a CUDA graph",

@@ -13,21 +13,21 @@ from fastdiff.files import write_text
 from fastdiff.ops.schema import GPU_BACKENDS
 
 
-def render(results: Results, json: Path) -> Path:
-    """Write the table beside the JSON, under its name, and return its path."""
+def render(results: Results, json: Path, picture: Path | None) -> Path:
+    """Write the table beside the JSON, under its name, and return its path; it shows the picture, if there is one."""
     path = json.with_suffix(".md")
-    write_text(path, markdown(results, json, json.with_suffix(".png")))
+    write_text(path, markdown(results, json, picture))
     return path
 
 
-def markdown(results: Results, json: Path, picture: Path) -> str:
+def markdown(results: Results, json: Path, picture: Path | None) -> str:
     """Return the results as Markdown."""
     threads = dict.fromkeys(entry.threads for entry in results.entries)
     tables = [_times(results, count) for count in threads]
     sections = [
         _head(results, json),
         targets(results),
-        f"![Speed-ups]({picture.name})",
+        f"![Speed-ups]({picture.name})" if picture else "",
         *tables,
         _backends(results),
         _absent(results),
@@ -68,7 +68,9 @@ Written by `fastdiff bench` from `{json.name}`; begun {results.date}.
 
 Times are medians over rounds in which all peers take turns; a peer's column is its time over fastdiff's in the same \
 round, the median and in brackets the quartiles: how many times faster fastdiff is. Where a result was wrong, no time \
-was taken. GB/s is the bytes that the work cannot do without, over fastdiff's time. `bench/README.md` has the cases.
+was taken. GB/s is the bytes that the work cannot do without, over fastdiff's time. In float32 a step \
+writes the next state alone; `fastdiff.sample` has it write the network's next input too. `bench/README.md` has the \
+cases.
 
 {_table(("column", "what it is"), PEERS.items())}"""
 

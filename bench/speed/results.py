@@ -50,7 +50,7 @@ class Entry:
         elements, traffic: see `work.Work`.
         timings: by peer.
         missing: by peer, why it took no part.
-        wrong: by peer, what is wrong with its result.
+        wrong: by peer, what is wrong with its result; by "every peer", what kept all of them from being timed.
     """
 
     case: str

@@ -6,7 +6,7 @@ import math
 import platform
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from itertools import product
 from pathlib import Path
@@ -23,6 +23,8 @@ from fastdiff.bench.speed.timing import interleaved
 from fastdiff.bench.speed.work import CPU, Job, Unavailable, Work, WrongResult
 from fastdiff.errors import InputError, lookup
 from fastdiff.ops import dispatch, native
+
+EVERY_PEER = "every peer"  # what an entry calls them where none could be timed
 
 
 @dataclass(frozen=True)
@@ -85,9 +87,11 @@ def run(parts: Sequence[Settings], path: Path, report: Callable[[Entry], None], 
     """Measure; as soon as an entry is there, write the results so far to `path` and `report` it.
 
     The parts are on one device. After `seconds` no further entry is begun; the results name those that are left out.
+    The file holds this run from the beginning on, before its first entry too.
     """
     device, end = parts[0].device, time.perf_counter() + seconds
     results = Results(_now(), machine.describe(device), _versions(), _backend(device), device=device.type)
+    results.save(path)
     threads_before = torch.get_num_threads()
     try:
         for settings in parts:
@@ -97,7 +101,7 @@ def run(parts: Sequence[Settings], path: Path, report: Callable[[Entry], None], 
                     results.unmeasured.append(f"{name} {'x'.join(map(str, shape))} {dtype}")
                     continue
                 torch.set_num_threads(threads)
-                entry = measure(name, shape, dtype, settings, compiler.fresh())
+                entry = measure(name, shape, dtype, settings, compiler)
                 results.entries.append(entry)
                 results.save(path)
                 report(entry)
@@ -108,23 +112,24 @@ def run(parts: Sequence[Settings], path: Path, report: Callable[[Entry], None], 
 
 
 def measure(name: str, shape: Shape, dtype: str, settings: Settings, compiler: peers.Compiler) -> Entry:
-    """Check and time every peer with the threads that are set."""
-    work = CASES[name].work(shape, DTYPES[dtype], settings.device)
-    with torch.set_grad_enabled(work.gradients):
-        jobs, missing, wrong = _checked(work, settings.peers, compiler)
-        times = interleaved(work, jobs, settings.rounds, settings.seconds)
-    ours = times.get("fastdiff")
-    timings = {peer: _timing(theirs, ours) for peer, theirs in times.items()}
-    return Entry(name, shape, dtype, torch.get_num_threads(), work.elements, work.traffic, timings, missing, wrong)
+    """Check and time every peer with the threads that are set. What ends that early stands in the entry."""
+    entry = Entry(name, shape, dtype, torch.get_num_threads(), math.prod(shape), 0, {}, {}, {})
+    try:
+        work = CASES[name].work(shape, DTYPES[dtype], settings.device)
+        entry = replace(entry, traffic=work.traffic)
+        with torch.set_grad_enabled(work.gradients):
+            jobs = _checked(work, settings.peers, compiler.fresh(), entry)
+            times = interleaved(work, jobs, settings.rounds, settings.seconds)
+        ours = times.get("fastdiff")
+        entry.timings.update({peer: _timing(theirs, ours) for peer, theirs in times.items()})
+    except Exception as error:  # of a device that failed, for example: the other entries have their turn
+        entry.wrong[EVERY_PEER] = _said(error)
+    return entry
 
 
-def _checked(
-    work: Work, names: Sequence[str], compiler: peers.Compiler
-) -> tuple[dict[str, Job], dict[str, str], dict[str, str]]:
-    """Return the jobs whose results are right, and for other peers why they are missing, or what is wrong."""
+def _checked(work: Work, names: Sequence[str], compiler: peers.Compiler, entry: Entry) -> dict[str, Job]:
+    """Return the jobs whose results are right; note in the entry why others are missing, or what is wrong."""
     jobs: dict[str, Job] = {}
-    missing: dict[str, str] = {}
-    wrong: dict[str, str] = {}
     for name in names:
         try:
             job = peers.make(name, work, compiler)
@@ -132,13 +137,15 @@ def _checked(
                 check(work, job)
                 jobs[name] = job
         except Unavailable as error:
-            missing[name] = str(error)
-        except WrongResult as error:
-            wrong[name] = str(error)
+            entry.missing[name] = str(error)
         except Exception as error:  # whatever a peer may raise, the others are measured
-            first_line = str(error).strip().partition("\n")[0]
-            wrong[name] = f"it failed: {type(error).__name__}: {first_line}"
-    return jobs, missing, wrong
+            entry.wrong[name] = _said(error)
+    return jobs
+
+
+def _said(error: Exception) -> str:
+    first_line = str(error).strip().partition("\n")[0]
+    return first_line if isinstance(error, WrongResult) else f"it failed: {type(error).__name__}: {first_line}"
 
 
 def _timing(theirs: list[float], ours: list[float] | None) -> Timing:

@@ -111,12 +111,15 @@ class Sampler:
 
 
 def scheduler(name: str, config: Mapping[str, Any]) -> Any:
-    """Return a diffusers scheduler. Raises Unavailable if diffusers is not installed."""
+    """Return a diffusers scheduler. Raises Unavailable if diffusers is not installed or cannot be imported."""
     try:
         import diffusers
-    except ImportError:
-        raise Unavailable("diffusers is not installed: pip install 'fastdiff-sampler[bench]'") from None
-    return getattr(diffusers, name)(**config)
+
+        kind = getattr(diffusers, name)  # imports more, and calls what goes wrong there a RuntimeError
+    except (ImportError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise Unavailable(f"diffusers cannot be imported ({reason}): pip install 'fastdiff-sampler[bench]'") from None
+    return kind(**config)
 
 
 def _ddim(eta: float) -> Sampler:

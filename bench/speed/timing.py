@@ -15,6 +15,7 @@ from fastdiff.bench.speed.work import Job, Work
 # What a sample fills: beside it a clock's own 0.1 us, or the 5 us until a GPU begins, are nothing.
 SAMPLE_NS = {"cpu": 200_000, "cuda": 1_000_000}
 LEAST_ROUNDS = 5
+WAKE_SECONDS = 0.3  # of work until an idle GPU has raised its clocks
 
 
 def interleaved(work: Work, jobs: Mapping[str, Job], rounds: int, seconds: float) -> dict[str, list[float]]:
@@ -24,7 +25,11 @@ def interleaved(work: Work, jobs: Mapping[str, Job], rounds: int, seconds: float
     of its time. The order moves on by one every round. After `seconds` no more than LEAST_ROUNDS are begun.
     """
     times: dict[str, list[float]] = {name: [] for name in jobs}
+    if not jobs:
+        return times
     with _no_garbage_collection():
+        if work.device.type == "cuda":
+            _wake(work, next(iter(jobs.values())))
         calls = {name: _calls(work, job) for name, job in jobs.items()}
         end = time.perf_counter() + seconds
         for number in range(rounds):
@@ -33,6 +38,12 @@ def interleaved(work: Work, jobs: Mapping[str, Job], rounds: int, seconds: float
             for name in _rotated(list(jobs), number):
                 times[name].append(_sample(work, jobs[name], calls[name]) / (calls[name] * jobs[name].repeats))
     return times
+
+
+def _wake(work: Work, job: Job) -> None:
+    end = time.perf_counter() + WAKE_SECONDS
+    while time.perf_counter() < end:
+        _calls(work, job)
 
 
 def _sample(work: Work, job: Job, calls: int) -> float:

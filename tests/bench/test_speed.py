@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from itertools import product
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -79,14 +80,17 @@ def test_instruction_set_is_held_down_for_the_call_alone(level: str) -> None:
 
 
 def test_missing_peers_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No diffusers, no time to compile, a compiler that fails, and a build without kernels each give their reason."""
+    """Each gives its reason: no diffusers, a broken one, no time to compile, a compiler that fails, no kernels."""
     work = work_of("ddim", "float32")
 
     def make(name: str, seconds: float = 1) -> None:
         peers.make(name, work, peers.Compiler(seconds))
 
     monkeypatch.setitem(sys.modules, "diffusers", None)
-    with pytest.raises(Unavailable, match="diffusers is not installed"):
+    with pytest.raises(Unavailable, match="diffusers cannot be imported"):
+        make("diffusers")
+    monkeypatch.setitem(sys.modules, "diffusers", Broken("diffusers"))
+    with pytest.raises(Unavailable, match="diffusers cannot be imported \\(Failed to import diffusers.schedulers\\)"):
         make("diffusers")
     with pytest.raises(Unavailable, match="the time for compiling is spent"):
         make("compile", seconds=0)
@@ -103,6 +107,13 @@ def test_missing_peers_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "missing", lambda: "the C++ extension is not built")
     with pytest.raises(Unavailable, match="not built"):
         make("avx2")
+
+
+class Broken(ModuleType):
+    """A package that imports its parts when they are asked for, which fails."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError("Failed to import diffusers.schedulers\nbecause of something else")
 
 
 def test_plan_of_dpmpp_2m_follows_diffusers() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pkgutil
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from fastdiff.bench.speed.compare import compare
 from fastdiff.bench.speed.results import Entry, Results, Spread, Timing
 from fastdiff.bench.speed.run import QUICK, Settings, run
 from fastdiff.bench.speed.step import StepWork
+from fastdiff.bench.speed.work import WrongResult
 from fastdiff.errors import FastdiffError, InputError
 from fastdiff.ops import dispatch
 
@@ -73,12 +76,67 @@ def test_wrong_result_has_no_time(tmp_path: Path) -> None:
     assert "**eager**, wrong result: x is off by" in (tmp_path / "speed.md").read_text()
 
 
+@pytest.mark.parametrize(
+    ("where", "error", "said"),
+    [
+        ("work.philox", WrongResult("the noise has other bits"), "the noise has other bits"),
+        (
+            "run.interleaved",
+            RuntimeError("CUDA error: a launch failed\nand more"),
+            "it failed: RuntimeError: CUDA error: a launch failed",
+        ),
+    ],
+    ids=["while work is made", "while it is timed"],
+)
+def test_an_entry_that_fails_ends_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, error: Exception, said: str
+) -> None:
+    """The reason stands in it, and what comes behind it is measured."""
+    failing = "fastdiff.bench.speed." + where.replace("work.", "noise_loss.")
+    begun: list[str] = []
+
+    def fail_first(original: Any, *arguments: Any) -> Any:
+        begun.append("")
+        if len(begun) == 1:
+            raise error
+        return original(*arguments)
+
+    monkeypatch.setattr(failing, partial(fail_first, pkgutil.resolve_name(failing)))
+    settings = replace(BRIEF, cases=("noise_loss",), dtypes=("float32", "bfloat16"), peers=("fastdiff", "eager"))
+    path = tmp_path / "speed.json"
+    failed, measured = run([settings], path, lambda entry: None).entries
+    assert failed.wrong == {"every peer": said} and not failed.timings
+    assert measured.timings.keys() == {"fastdiff", "eager"} and not measured.wrong
+    assert f"**every peer**, wrong result: {said}" in report.markdown(Results.load(path), path, None)
+
+
+def test_nothing_right_has_no_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no peer is right, nobody takes turns."""
+    monkeypatch.setattr(dispatch, "backend", lambda *_: None)
+    (entry,) = run([replace(BRIEF, peers=("fastdiff", "avx2"))], tmp_path / "speed.json", lambda entry: None).entries
+    assert not entry.timings and entry.wrong.keys() == {"fastdiff", "avx2"}
+
+
+def test_a_file_is_of_this_run_from_its_beginning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is interrupted in its first entry leaves nothing of the run before."""
+    path = tmp_path / "speed.json"
+    REPORTED.save(path)
+
+    def interrupt(*_: object) -> Entry:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fastdiff.bench.speed.run.measure", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run([BRIEF], path, lambda entry: None)
+    assert Results.load(path).entries == []
+
+
 def test_run_without_fastdiff_has_no_ratios(tmp_path: Path) -> None:
     """Peers can be measured by themselves."""
     results = run([replace(BRIEF, peers=("eager", "limit"))], tmp_path / "speed.json", lambda entry: None)
     assert [timing.ratio for timing in results.entries[0].timings.values()] == [None, None]
     assert "eager" in report.line(results.entries[0])
-    assert "eager" in report.render(results, tmp_path / "speed.json").read_text()
+    assert "eager" in report.render(results, tmp_path / "speed.json", None).read_text()
 
 
 def test_settings_from_the_command_line() -> None:
@@ -174,9 +232,12 @@ def test_targets_that_were_not_measured_are_left_out() -> None:
 def test_render_writes_beside_the_json(tmp_path: Path) -> None:
     """The table and the plot, whatever was measured."""
     for name, shown in (("all", REPORTED), ("one", a_run(REPORTED.entries[-1]))):
-        paths = [renderer.render(shown, tmp_path / f"{name}.json") for renderer in (report, picture)]
-        assert paths == [tmp_path / f"{name}.md", tmp_path / f"{name}.png"]
-        assert all(path.stat().st_size > 0 for path in paths)
+        drawn = picture.render(shown, tmp_path / f"{name}.json")
+        table = report.render(shown, tmp_path / f"{name}.json", drawn)
+        assert [table, drawn] == [tmp_path / f"{name}.md", tmp_path / f"{name}.png"]
+        assert drawn.stat().st_size > 0
+        assert f"({drawn.name})" in table.read_text()
+        assert drawn.name not in report.markdown(shown, tmp_path / f"{name}.json", None)
 
 
 @pytest.mark.parametrize("ns", [0.4567, 45.67, 4567.0, 4.567e6, 4.567e9])
@@ -213,8 +274,8 @@ def test_files_without_results_are_refused(tmp_path: Path) -> None:
 )
 def test_compare_marks_what_spread_and_machine_do_not_explain(ours: float, others: float, ending: str) -> None:
     """1.5 % is within quartiles of 1 % on both sides; what slows everyone down by 10 % is the machine."""
-    before = a_run(an_entry("ddim", fastdiff=1000.0, eager=5000.0, avx2=1.0))
-    after = a_run(an_entry("ddim", fastdiff=ours, eager=others, avx2=9.0), an_entry("ddpm", fastdiff=1.0))
+    before = a_run(an_entry("ddim", fastdiff=1000.0, eager=5000.0, avx2=1.0, triton=1.0))
+    after = a_run(an_entry("ddim", fastdiff=ours, eager=others, avx2=9.0, triton=9.0), an_entry("ddpm", fastdiff=1.0))
     (line,) = compare(before, after).splitlines()
     assert line.startswith("ddim 1x4x64x64 float32 1 ")
     assert f"x {ours / 1000:.3f} (" in line

@@ -51,10 +51,12 @@ PLANS = {
 each_plan = pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
 
 
-def prepared(backend: str, plan: fd.Plan, dtype: torch.dtype, branches: int) -> tuple[Loop, Callable[..., Tensor]]:
+def prepared(
+    backend: str, plan: fd.Plan, dtype: torch.dtype, branches: int, **corrections: float
+) -> tuple[Loop, Callable[..., Tensor]]:
     """A loop before its start, and a model that launches nothing and allocates nothing."""
     place = torch.device("cuda", torch.cuda.current_device())
-    setup = Setup(plan, SHAPE, place, dtype, backend, branches)
+    setup = Setup(plan, SHAPE, place, dtype, backend, branches, **corrections)
     w = torch.full(SHAPE[:1], 2.0, device=place) if branches == 2 else None
     channels = SHAPE[1] * (2 if plan.learns_variance else 1)
     out = torch.randn(branches * SHAPE[0], channels, *SHAPE[2:], device=place).to(dtype)
@@ -88,6 +90,22 @@ def test_waits_for_nothing_and_takes_no_memory(backend, plan, dtype, branches):
         before = torch.cuda.memory_stats()["allocation.all.allocated"]
         run(loop, model)
         after = torch.cuda.memory_stats()["allocation.all.allocated"]
+    assert after == before
+
+
+@pytest.mark.parametrize(
+    "corrections", [{"guidance_rescale": 0.7}, {"dynamic_threshold": 0.9}], ids=["rescale", "threshold"]
+)
+def test_corrections_wait_for_nothing(backend, corrections):
+    """They take memory for a few numbers of each sample, and give it back."""
+    loop, model = prepared(backend, PLANS["noise"], torch.bfloat16, 2, **corrections)
+    loop.start()
+    run(loop, model)
+    with nothing_waits():
+        loop.start()
+        before = torch.cuda.memory_allocated()
+        run(loop, model)
+        after = torch.cuda.memory_allocated()
     assert after == before
 
 
@@ -154,6 +172,20 @@ def test_has_the_bits_of_the_cpu(backend, plan, dtype, shape):
         for device, name in (("cuda", backend), ("cpu", "auto"))
     )
     assert torch.equal(on_gpu.cpu(), on_cpu)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_model_that_returns_its_input(backend, dtype):
+    """Guided, each element of both branches is read before the next input is written in its place."""
+    y = torch.zeros(SHAPE[0])
+
+    def draw(model: Callable[..., Tensor], device: str, name: str) -> Tensor:
+        branches = {"cond": {"y": y.to(device)}, "uncond": {"y": y.to(device)}, "guidance": 3.0}
+        return fd.sample(model, PLANS["noise"], SHAPE, **branches, dtype=dtype, device=device, backend=name).cpu()
+
+    found = draw(lambda x, t, y: x, "cuda", backend)
+    assert torch.equal(found, draw(lambda x, t, y: x.clone(), "cuda", backend))
+    assert torch.equal(found, draw(lambda x, t, y: x.clone(), "cpu", "auto"))
 
 
 def test_names_what_is_not_finite(backend):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from tests.gpu.cases import GPU, TOLERANCE, each_gpu_backend, needs_memory, norm
 from tests.kernels.calls import LAYOUTS, moved
 from tests.ops.cpu import (
     FLOATS,
+    LEVELS,
     OPS,
     Call,
     Random,
@@ -31,6 +33,8 @@ pytestmark = [pytest.mark.gpu, each_gpu_backend]
 
 EVERY_COLUMN = plan_of(set(NEUTRAL))
 IMAGES = ("x", "out", "uncond", "model_input", "variance", "y", "x0_out")
+PIECE = 1000
+LARGE = 2**30 + 8  # float32 elements of 4 GiB and a little, whole vectors
 SHAPES = [
     (4, 1),
     (3, 5, 7),  # less than a block, and no multiple of 4
@@ -130,7 +134,7 @@ def test_model_input_of_two_branches(backend: str) -> None:
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
-@pytest.mark.parametrize("where", [0, 5, 2**20 + 2])
+@pytest.mark.parametrize("where", [0, 5, 2**19 + 517, 2**20 + 2])
 def test_first_bad_finds_one_element(backend: str, bad: float, where: int) -> None:
     """One element of one sample, in the network's output or in the state, is noted with its row; others are not."""
     for name in ("x", "out"):
@@ -190,7 +194,7 @@ def test_stores_eps(backend: str) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        pytest.param({"out": torch.zeros(2, 3)}, "out.*cpu.*cuda|out.*cuda.*cpu", id="device"),
+        pytest.param({"out": torch.zeros(2, 3)}, "(?i)out.*(cpu.*cuda|cuda.*cpu)", id="device"),
         pytest.param({"x": torch.zeros(2, 3, dtype=torch.float64, device="meta")}, "x must be float32", id="float64"),
         pytest.param({"out": torch.zeros(2, 4, device="meta")}, "out must have the shape", id="shape"),
         pytest.param({"row": torch.zeros(3, dtype=torch.int64, device="meta")}, "row must be", id="rows"),
@@ -238,25 +242,52 @@ def test_more_elements_than_32_bits_count(backend: str, shape: tuple[int, int]) 
     needs_memory(25)
     plan = Plan.build("large", [0.0], {"cx": 0.9, "ce": -0.3, "eo": 1.0, "cz": 0.5})
     ops, random = ops_of(backend), Random(9)
-    starts = [begin for begin in (0, 2**30 - 500, 2**31 - 500, shape[1] - 1000) if begin + 1000 <= shape[1]]
+    starts = [begin for begin in (0, 2**30 - 500, 2**31 - 500, shape[1] - PIECE) if begin + PIECE <= shape[1]]
     key, row, table = random.key(shape[0]), torch.zeros(shape[0], dtype=torch.int64), table_of(plan)
-
-    def pieces(tensor: torch.Tensor) -> list[torch.Tensor]:
-        return [tensor[:, begin : begin + 1000].cpu() for begin in starts]
-
     z = torch.empty(shape, device=GPU)
     ops.normal_(z, key.to(GPU), row.to(GPU), STREAMS["step"])
-    noise = pieces(z)
+    noise = pieces(z, starts)
     del z
     for begin, piece in zip(starts, noise, strict=True):
-        exact = torch.stack([normals_at(one, begin, 1000) for one in key.split(1, dim=1)])
+        exact = torch.stack([normals_at(one, begin, PIECE) for one in key.split(1, dim=1)])
         assert differing(piece, exact) == 0
     draws = torch.Generator(GPU).manual_seed(0)
     x = torch.empty(shape, device=GPU).uniform_(-3, 3, generator=draws)
     out = torch.empty(shape, dtype=torch.bfloat16, device=GPU).uniform_(-3, 3, generator=draws)
-    before = zip(pieces(x), pieces(out), noise, strict=True)
+    before = zip(pieces(x, starts), pieces(out, starts), noise, strict=True)
     given = {"table": table, "layout": plan.layout, "row": row}
     wanted = [on_cpu("step", {"x": x, "out": out, "z": z, **given})["x"] for x, out, z in before]
     ops.step(x, out, table.to(GPU), plan.layout, row.to(GPU), None, None, key.to(GPU))
-    for found, piece in zip(pieces(x), wanted, strict=True):
+    for found, piece in zip(pieces(x, starts), wanted, strict=True):
         assert differing(found, piece) == 0
+
+
+@pytest.mark.parametrize("name", ["step", "q_sample"])
+def test_more_bytes_than_32_bits_count(backend: str, name: str) -> None:
+    """A dense float32 sample of a little more than 4 GiB, read and written by whole vectors: some pieces of it."""
+    needs_memory(13)
+    starts = (0, LARGE // 2 - 500, LARGE - PIECE)
+    key = Random(10).key(1)
+    draws = torch.Generator(GPU).manual_seed(1)
+    image = torch.empty(1, LARGE, device=GPU).uniform_(-3, 3, generator=draws)
+    if name == "step":
+        plan = plan_of({"cx", "ce", "eo", "cz"})
+        given = {"table": table_of(plan), "layout": plan.layout, "row": torch.zeros(1, dtype=torch.int64)}
+        whole = {"x": torch.empty_like(image).uniform_(-3, 3, generator=draws), "out": image}
+    else:
+        given = {"level": torch.ones(1, dtype=torch.int64), "table": LEVELS, "stream": STREAMS["step"]}
+        whole = {"x0": image}
+    parts = {argument: pieces(tensor, starts) for argument, tensor in whole.items()}
+    drawn = {"key": key, "draw": torch.zeros(1, dtype=torch.int64), "return_noise": False}
+    results = run(ops_of(backend), name, {**moved({**given, **drawn}, GPU), **whole})
+    found = pieces(results["x" if name == "step" else "result 0"], starts)
+    for number, begin in enumerate(starts):
+        z = normals_at(key, begin, PIECE)[None]
+        call = {**given, **{argument: part[number] for argument, part in parts.items()}, "return_noise": False}
+        (wanted, *_) = on_cpu(name, {**call, "z": z} if name == "step" else {**call, "noise": z}).values()
+        assert differing(found[number], wanted) == 0
+
+
+def pieces(tensor: torch.Tensor, starts: Sequence[int]) -> list[torch.Tensor]:
+    """Return PIECE elements of every sample from each start on."""
+    return [tensor[:, begin : begin + PIECE].cpu() for begin in starts]
