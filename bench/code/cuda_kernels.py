@@ -10,10 +10,8 @@ from fastdiff.bench.code.cases import Case
 from fastdiff.plan import NEUTRAL
 
 SOURCES = Path(__file__).resolve().parents[2] / "csrc"
-TURNS = 4  # vectors of a thread: 1 to 8 by `blocks_for` in launch.cu, 5 where x has 100 MB on 132 multiprocessors
+TURNS = 8  # vectors of a thread: 1 to 8 by `blocks_for` in launch.cu, 8 where x has 100 MB on 132 multiprocessors
 
-# What the kernel of a step asks at run time instead of knowing it when compiled.
-_QUESTIONS = ("cz", "scale_in")
 _NORMALS = {"none": 0, "exact": 1, "fast": 2}
 _STORAGE = {"fp32": "float32", "bf16": "bfloat16"}
 _MIXED = "StorageE3E"  # whole vectors of 8, their dtypes known at run time
@@ -52,7 +50,7 @@ def kernel_of(case: Case) -> CudaKernel:
 
 
 def _step(case: Case) -> CudaKernel:
-    columns = sum(1 << k for k, name in enumerate(NEUTRAL) if name in case.columns and name not in _QUESTIONS)
+    columns = sum(1 << k for k, name in enumerate(NEUTRAL) if name in case.columns and name != "cz")
     draws, normals = int(case.normals != "none"), _NORMALS[case.normals]
     name = f"FormulaILm{columns}E.*Lb{draws}E.*NormalsE{normals}E"
     return CudaKernel(f"step_{_STORAGE[case.dtype]}.cu", name, vector=8 if case.dtype == "bf16" else 4)

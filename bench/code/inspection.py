@@ -16,7 +16,7 @@ from fastdiff.bench.code.path import Tally
 from fastdiff.bench.code.record import Entry, Record
 from fastdiff.bench.code.toolchain import Kernel
 from fastdiff.errors import BackendError, InputError, lookup
-from fastdiff.ops.triton import _FILES as FILES
+from fastdiff.ops.triton import FILES
 
 
 def inspect(backends: Sequence[str], targets: Sequence[str], parts: Sequence[str]) -> Record:
@@ -80,7 +80,7 @@ def _warps_of(lanes: int) -> Iterator[None]:
     """Cut samples into blocks as where a warp has so many threads."""
     operands: Any = import_module("fastdiff.kernels.operands")
     cached = [function for function in vars(operands).values() if hasattr(function, "cache_clear")]
-    with _replaced(operands, "_LANES", lanes):
+    with _replaced(operands, "LANES", lanes):
         for function in cached:
             function.cache_clear()
         yield

@@ -56,7 +56,7 @@ FASTDIFF_INLINE float square_root(float x) {
   return fma(fma(-root, root, x), 0.5f * inverse, root);
 }
 
-// NaN stays NaN. They differ from the host's for zeros of two signs, which no bound tells apart.
+// NaN stays NaN. They differ from the host's for zeros of two signs, which no bound but -0 tells apart.
 FASTDIFF_INLINE float at_least(float x, float low) {
   float larger;
   asm("max.NaN.f32 %0, %1, %2;" : "=f"(larger) : "f"(x), "f"(low));
@@ -67,6 +67,8 @@ FASTDIFF_INLINE float at_most(float x, float high) {
   asm("min.NaN.f32 %0, %1, %2;" : "=f"(smaller) : "f"(x), "f"(high));
   return smaller;
 }
+// The larger number; NaN if either is.
+FASTDIFF_INLINE float larger(float a, float b) { return at_least(a, b); }
 #else
 FASTDIFF_INLINE float fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 FASTDIFF_INLINE float square_root(float x) { return __builtin_sqrtf(x); }
@@ -74,6 +76,7 @@ FASTDIFF_INLINE float square_root(float x) { return __builtin_sqrtf(x); }
 // `x < low ? low : x` and `x > high ? high : x`: NaN stays NaN.
 FASTDIFF_INLINE float at_least(float x, float low) { return x < low ? low : x; }
 FASTDIFF_INLINE float at_most(float x, float high) { return x > high ? high : x; }
+FASTDIFF_INLINE float larger(float a, float b) { return a < b || b != b ? b : a; }
 #endif
 
 FASTDIFF_INLINE uint32_t bits(float x) {

@@ -55,6 +55,7 @@ struct alignas(16) Line {
 
 FASTDIFF_INLINE Line load_line(const char* from) {
 #if defined(__CUDACC__)
+  __builtin_assume(__isGlobal(from));
   const uint4 line = *reinterpret_cast<const uint4*>(from);
   return {line.x, line.y, line.z, line.w};
 #else
@@ -66,6 +67,7 @@ FASTDIFF_INLINE Line load_line(const char* from) {
 
 FASTDIFF_INLINE void store_line(char* to, Line line) {
 #if defined(__CUDACC__)
+  __builtin_assume(__isGlobal(to));
   *reinterpret_cast<uint4*>(to) = make_uint4(line.word[0], line.word[1], line.word[2], line.word[3]);
 #else
   std::memcpy(to, &line, sizeof line);
@@ -175,9 +177,9 @@ FASTDIFF_NO_INLINE void gather(const char* from, Float kind, const Strides* stri
     }
   }
 }
-FASTDIFF_NO_INLINE void scatter(const Vector& from, Float kind, const Strides* strides, int64_t element, int first,
-                                int end, char* to) {
-  for (int i = first; i < end; ++i) {
+FASTDIFF_NO_INLINE void scatter(const Vector& from, Float kind, const Strides* strides, int64_t element, int count,
+                                char* to) {
+  for (int i = 0; i < count; ++i) {
     const int64_t offset = strides == nullptr ? element + i : offset_of(*strides, element + i);
     if (kind == Float::float32) {
       reinterpret_cast<Word32*>(to)[offset] = from.line[i / 4].word[i % 4];
@@ -185,6 +187,21 @@ FASTDIFF_NO_INLINE void scatter(const Vector& from, Float kind, const Strides* s
       reinterpret_cast<Word16*>(to)[offset] = static_cast<uint16_t>(from.half(i));
     }
   }
+}
+
+// A number that is found once, before the loop over vectors: the compiler is not to know how it came about, or it would
+// find it anew for each vector.
+FASTDIFF_INLINE uint32_t keep(uint32_t number) {
+#if defined(__CUDACC__)
+  asm("" : "+r"(number));
+#endif
+  return number;
+}
+FASTDIFF_INLINE char* keep(char* address) {
+#if defined(__CUDACC__)
+  asm("" : "+l"(address));
+#endif
+  return address;
 }
 
 // One sample of a tensor.
@@ -198,46 +215,48 @@ struct Sample {
   FASTDIFF_INLINE Vector load(uint32_t vector) const {
     Vector to;
     if constexpr (storage != Storage::any) {
-      const char* from = data + static_cast<uint64_t>(vector) * (kVector<storage> * size_of(kind));
+      const char* from = at(vector);
       to.line[0] = load_line(from);
       if (kVector<storage> == 8 && kind == Float::float32) to.line[1] = load_line(from + sizeof(Line));
     } else {
-      gather(data, kind, strides, int64_t{vector} * kVector<storage>, whole(vector, kVector<storage>), to);
+      gather(data, kind, strides, element(vector), whole(vector), to);
     }
     return to;
   }
 
-  // Stores one of the quads of a vector; one that has two of 16 bits is stored with the second.
-  FASTDIFF_INLINE void store(uint32_t vector, int quad, const Vector& from) const {
+  FASTDIFF_INLINE void store(uint32_t vector, const Vector& from) const {
     if constexpr (storage != Storage::any) {
-      char* to = data + static_cast<uint64_t>(vector) * (kVector<storage> * size_of(kind));
-      if (kind == Float::float32) {
-        store_line(to + quad * sizeof(Line), from.line[quad]);
-      } else if (quad == 1) {
-        store_line(to, from.line[0]);
-      }
+      char* to = at(vector);
+      store_line(to, from.line[0]);
+      if (kVector<storage> == 8 && kind == Float::float32) store_line(to + sizeof(Line), from.line[1]);
     } else {
-      scatter(from, kind, strides, int64_t{vector} * kVector<storage>, 4 * quad, whole(vector, 4 * quad + 4), data);
+      scatter(from, kind, strides, element(vector), whole(vector), data);
     }
   }
 
  private:
-  // `end` or, in the last vector, the end of the sample.
-  FASTDIFF_INLINE int whole(uint32_t vector, int end) const {
-    const int64_t left = elements - int64_t{vector} * kVector<storage>;
-    return left < end ? static_cast<int>(left) : end;
+  // A sample has at most 2^32 bytes (`Gathering` sees to that), so that one register holds where in it a vector is.
+  FASTDIFF_INLINE char* at(uint32_t vector) const {
+    return data + vector * static_cast<uint32_t>(kVector<storage> * size_of(kind));
+  }
+  FASTDIFF_INLINE int64_t element(uint32_t vector) const { return int64_t{vector} * kVector<storage>; }
+  // The elements of a vector: fewer in the last one.
+  FASTDIFF_INLINE int whole(uint32_t vector) const {
+    const int64_t left = elements - element(vector);
+    return left < kVector<storage> ? static_cast<int>(left) : kVector<storage>;
   }
 };
 
 // A sample of a tensor of the network, and of one that is float32.
 template <Storage storage>
 FASTDIFF_INLINE Sample<storage> open(const Elements& tensor, const Strides* pool, int64_t sample, int64_t elements) {
-  return {tensor.of(sample), kind_of<storage>(tensor), tensor.strides < 0 ? nullptr : pool + tensor.strides, elements};
+  return {keep(tensor.of(sample)), kind_of<storage>(tensor), tensor.strides < 0 ? nullptr : pool + tensor.strides,
+          elements};
 }
 template <Storage storage>
 FASTDIFF_INLINE Sample<storage> open_state(const Elements& tensor, const Strides* pool, int64_t sample,
                                            int64_t elements) {
-  return {tensor.of(sample), Float::float32, tensor.strides < 0 ? nullptr : pool + tensor.strides, elements};
+  return {keep(tensor.of(sample)), Float::float32, tensor.strides < 0 ? nullptr : pool + tensor.strides, elements};
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <limits>
 
 #if defined(__CUDACC__)
 #include <cuda_runtime.h>
@@ -17,17 +18,19 @@ namespace {
 class Current {
  public:
   explicit Current(int device) {
-    cudaGetDevice(&before_);
-    if (before_ != device) cudaSetDevice(device);
-    moved_ = before_ != device;
+    error_ = cudaGetDevice(&before_);
+    moved_ = error_ == cudaSuccess && before_ != device;
+    if (moved_) error_ = cudaSetDevice(device);
   }
   ~Current() {
     if (moved_) cudaSetDevice(before_);
   }
+  cudaError_t error() const { return error_; }
 
  private:
   int before_ = 0;
   bool moved_ = false;
+  cudaError_t error_;
 };
 
 const char* in_words(cudaError_t error) { return error == cudaSuccess ? nullptr : cudaGetErrorString(error); }
@@ -48,7 +51,7 @@ int multiprocessors(int) { return 1; }
 }  // namespace
 
 int64_t blocks_for(int64_t samples, int64_t vectors, int threads, Queue queue) {
-  constexpr int64_t kBlocksEach = 32, kMostTurns = 8;
+  constexpr int64_t kBlocksEach = 20, kMostTurns = 8;  // two rounds of the 10 blocks that fit a multiprocessor
   const int64_t blocks = (vectors + threads - 1) / threads;
   const int64_t turns = samples * blocks / (kBlocksEach * multiprocessors(queue.device));
   const int64_t each = std::clamp<int64_t>(turns, 1, kMostTurns);
@@ -58,16 +61,16 @@ int64_t blocks_for(int64_t samples, int64_t vectors, int threads, Queue queue) {
 #if defined(__CUDACC__)
 const char* launch(const void* kernel, Grid grid, int threads, void* task, Queue queue) {
   if (grid.samples * grid.blocks == 0) return nullptr;
+  if (grid.samples > std::numeric_limits<int32_t>::max()) return "it has more than 2^31 - 1 samples";
   const Current current(queue.device);
+  if (current.error() != cudaSuccess) return in_words(current.error());
   const dim3 blocks(static_cast<unsigned>(grid.samples), static_cast<unsigned>(grid.blocks));
-  const cudaError_t error =
-      cudaLaunchKernel(kernel, blocks, dim3(threads), &task, 0, static_cast<cudaStream_t>(queue.stream));
-  if (error != cudaSuccess) cudaGetLastError();  // or the next call would report it again
-  return in_words(error);
+  return in_words(cudaLaunchKernel(kernel, blocks, dim3(threads), &task, 0, static_cast<cudaStream_t>(queue.stream)));
 }
 
 const char* clear(void* data, int64_t bytes, Queue queue) {
   const Current current(queue.device);
+  if (current.error() != cudaSuccess) return in_words(current.error());
   return in_words(cudaMemsetAsync(data, 0, static_cast<size_t>(bytes), static_cast<cudaStream_t>(queue.stream)));
 }
 #else

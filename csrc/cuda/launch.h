@@ -1,4 +1,4 @@
-// How a kernel's body is run: by the threads of a GPU, or one after another by a C++ compiler's program (csrc/tests).
+// How a kernel's body is run: by the threads of a GPU, or one after another on the host (tests/cuda).
 //
 // A body is a struct with a type Task (the kernel's arguments), a type Shared (what the threads of a block share),
 // kThreads of a block, kBlocks (at least so many are to fit a multiprocessor) and `run(task, block)`.
@@ -19,8 +19,8 @@ struct Grid {
 // Returns in one line what went wrong, or null.
 const char* launch(const void* kernel, Grid grid, int threads, void* task, Queue queue);
 
-// Blocks of a sample for kernels whose threads take vector after vector: enough to fill the GPU some times over, and
-// then more vectors for each thread, which looks up its sample once.
+// Blocks of a sample for kernels whose threads take vector after vector: enough to fill the GPU twice, and then more
+// vectors for each thread, up to 8: it looks up its sample once.
 int64_t blocks_for(int64_t samples, int64_t vectors, int threads, Queue queue);
 
 // Makes `bytes` of memory 0.

@@ -90,7 +90,7 @@ Tensor noise_loss(const Tensor& pred, const Tensor& key, const Tensor& draw, int
   task.read = all.add(image("pred", pred, shape, Access::read, pool));
   add_draws(Draws(key, draw, stream, shape), task);
   all.copy_strides(task.strides);
-  const int64_t parts = (shape.elements + kReducePart - 1) / kReducePart;
+  const int64_t parts = parts_of(shape.elements);
   Tensor partial = torch::stable::new_empty(pred, std::vector<int64_t>{shape.samples * parts},
                                             std::make_optional(ScalarType::Double));
   Tensor loss = one_per_sample(pred, shape.samples);

@@ -30,7 +30,7 @@ const char* launch_q_sample(const NoiseTask& task, bool dense, Queue queue) {
 }
 
 const char* launch_noise_loss(const NoiseTask& task, bool dense, Queue queue) {
-  const int64_t parts_each = (task.elements + kReducePart - 1) / kReducePart;
+  const int64_t parts_each = parts_of(task.elements);
   const Grid parts = {task.samples, std::min(kMostBlocks, parts_each)};
   const char* error =
       dense ? launch<LossPart<Storage::mixed>>(task, parts, queue) : launch<LossPart<Storage::any>>(task, parts, queue);

@@ -23,10 +23,8 @@ template <Storage storage>
 FASTDIFF_INLINE void store(const Sample<storage>& to, uint32_t vector, const Four (&value)[2]) {
   Vector words;
   FASTDIFF_UNROLL
-  for (int quad = 0; quad < 2; ++quad) {
-    words.narrow(to.kind, quad, value[quad]);
-    to.store(vector, quad, words);
-  }
+  for (int quad = 0; quad < 2; ++quad) words.narrow(to.kind, quad, value[quad]);
+  to.store(vector, words);
 }
 
 // Bodies whose threads take vector after vector. `Each` is visited for them.
@@ -39,9 +37,14 @@ struct VectorBody {
   template <class Block>
   static FASTDIFF_INLINE void run(const NoiseTask& task, const Block& block) {
     block.each_thread([&](uint32_t thread) {
+      uint32_t vector = block.index * kThreads + thread;
+      if (vector >= task.vectors) return;
       const Each each(task, block.sample);
       FASTDIFF_NO_UNROLL
-      for (uint32_t v = block.index * kThreads + thread; v < task.vectors; v += block.count * kThreads) each.visit(v);
+      do {
+        each.visit(vector);
+        vector += block.count * kThreads;
+      } while (vector < task.vectors);
     });
   }
 };
@@ -52,7 +55,7 @@ struct DrawNormals {
   Sample<storage> z;
 
   FASTDIFF_INLINE DrawNormals(const NoiseTask& task, int64_t b)
-      : key(key_of(task, b)), z(open<storage>(task, task.written, b)) {}
+      : key(keep(key_of(task, b))), z(open<storage>(task, task.written, b)) {}
 
   FASTDIFF_INLINE void visit(uint32_t vector) const {
     const Vector drawn = draw<2>(key, 2 * vector, false);
@@ -72,7 +75,7 @@ struct NoiseData {
         noise(open<storage>(task, task.noise, b)),
         x_t(open<storage>(task, task.written, b)),
         drawn(open<storage>(task, task.drawn, b)) {
-    if (!given) key = key_of(task, b);
+    if (!given) key = keep(key_of(task, b));
     const int64_t level = task.level[b];
     const bool known = level >= 0 && level < task.levels;
     const float* row = task.table + (known ? level * task.row_stride : 0);
@@ -99,7 +102,7 @@ struct LossGradient {
 
   FASTDIFF_INLINE LossGradient(const NoiseTask& task, int64_t b)
       : scale(task.grad[b] * 2.0f / static_cast<float>(task.elements)),
-        key(key_of(task, b)),
+        key(keep(key_of(task, b))),
         pred(open<storage>(task, task.read, b)),
         grad(open<storage>(task, task.written, b)) {}
 

@@ -10,6 +10,17 @@ namespace {
 
 enum class Normals { none, exact, fast };
 
+// A key whose schedule is found once: as all threads of a block share it, it stands in uniform registers.
+FASTDIFF_INLINE NoiseKey keep(NoiseKey key) {
+  FASTDIFF_UNROLL
+  for (int round = 0; round < kRounds; ++round) {
+    key.key0[round] = keep(static_cast<uint32_t>(key.key0[round]));
+    key.key1[round] = keep(static_cast<uint32_t>(key.key1[round]));
+  }
+  key.stream_and_sample_high = keep(key.stream_and_sample_high);
+  return key;
+}
+
 #if defined(__CUDACC__)
 FASTDIFF_INLINE float fast_log2(float x) {
   float y;
@@ -49,14 +60,6 @@ FASTDIFF_INLINE void put_normals(const uint32_t (&o)[4], bool fast, Line& z) {
   }
 }
 
-FASTDIFF_INLINE Four normals(const NoiseKey& key, uint32_t quad, bool fast) {
-  const auto o = philox(key, quad);
-  const auto pair = [&](int k) {
-    return fast ? fast_normal_pair(o.word[k], o.word[k + 1]) : normal_pair(o.word[k], o.word[k + 1]);
-  };
-  const Pair<float> low = pair(0), high = pair(2);
-  return {{low.first, low.second}, {high.first, high.second}};
-}
 // The normals of one or two quads, side by side: they share the schedule of the key.
 template <int quads>
 FASTDIFF_INLINE Vector draw(const NoiseKey& key, uint32_t quad, bool fast) {

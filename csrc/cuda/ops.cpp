@@ -5,7 +5,7 @@
 
 #include "cuda/task.h"
 
-// The library and the key of csrc/tests/cuda_on_host.cpp, which runs these ops without a GPU.
+// The library and the key of tests/cuda/build.py, where these ops run without a GPU.
 #if defined(FASTDIFF_CUDA_ON_HOST)
 #define FASTDIFF_LIBRARY fastdiff_cuda_on_host
 #define FASTDIFF_KEY CPU

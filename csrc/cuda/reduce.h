@@ -38,8 +38,6 @@ FASTDIFF_INLINE void add_parts(const double* partial, int64_t parts, const Block
   add_threads(block);
 }
 
-FASTDIFF_INLINE int64_t parts_of(int64_t elements) { return (elements + kReducePart - 1) / kReducePart; }
-
 // Calls visit(part, parts) for the parts of a sample that a block reduces.
 template <class Block, class Visit>
 FASTDIFF_INLINE void for_each_part(int64_t elements, const Block& block, const Visit& visit) {

@@ -30,7 +30,7 @@ Tensor guidance_rescale(const Tensor& out, const Tensor& uncond, const Tensor& w
   task.w = floats("w", w, shape);
   task.phi = phi;
   all.copy_strides(task.strides);
-  const int64_t parts = (shape.elements + kReducePart - 1) / kReducePart;
+  const int64_t parts = parts_of(shape.elements);
   Tensor partial = scratch(out, shape.samples * parts * kRescaleSums, ScalarType::Double);
   Tensor factor = one_per_sample(out, shape.samples);
   task.partial = static_cast<double*>(partial.mutable_data_ptr());

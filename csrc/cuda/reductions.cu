@@ -26,7 +26,7 @@ const char* search(ThresholdTask task, Queue queue) {
 }  // namespace
 
 const char* launch_guidance_rescale(const RescaleTask& task, bool dense, Queue queue) {
-  const int64_t parts_each = (task.elements + kReducePart - 1) / kReducePart;
+  const int64_t parts_each = parts_of(task.elements);
   const Grid parts = {task.samples, std::min(kMostBlocks, parts_each)};
   const char* error = dense ? launch<RescalePart<Storage::mixed>>(task, parts, queue)
                             : launch<RescalePart<Storage::any>>(task, parts, queue);

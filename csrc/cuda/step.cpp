@@ -26,6 +26,7 @@ Gathering fill(const StepCall& call, StepTask& task) {
   task.z = all.add(t.z);
   task.x0_out = all.add(t.x0_out);
   task.model_input = all.add(t.model_input, t.branches * call.shape.samples);
+  task.branch_stride = task.samples * task.model_input.sample_stride;
   for (int k = 0; k < kHistorySlots; ++k) task.history[k] = all.add(t.history[k]);
   task.history_slots = call.history_slots;
   task.history_stride = call.history_slots > 1 ? t.history[1].data - t.history[0].data : 0;
@@ -63,10 +64,8 @@ void cuda::step(const StepArguments& arguments, void* stream) {
   StepTask task;
   const Gathering all = fill(call, task);
   const Queue queue = {arguments.x.device.index, stream};
-  // Vectors are counted with 32 bits, and to spare.
-  const bool wide = all.wide() && call.shape.elements <= int64_t{1} << 33;
-  task.vectors = vectors_of(call.shape, wide ? 4 : 8);
-  if (wide) {
+  task.vectors = vectors_of(call.shape, all.wide() ? 4 : 8);
+  if (all.wide()) {
     check_launch(launch_step_float32(task, queue));
   } else if (!all.dense()) {
     check_launch(launch_step_any(task, queue));

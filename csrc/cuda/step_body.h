@@ -12,7 +12,8 @@ namespace {
 
 // Any set of columns.
 struct AnyColumns {
-  static constexpr int kBlocks = 4;  // 128 registers
+  template <Storage storage>
+  static constexpr int kBlocks = storage == Storage::float32 ? 4 : 3;  // 128 or 168 registers
   static FASTDIFF_INLINE Uses uses(const StepTask& task) { return task.uses; }
   static FASTDIFF_INLINE Uses layout(const StepTask& task) { return task.layout; }
 };
@@ -20,14 +21,17 @@ struct AnyColumns {
 // One of the formulas: with noise, or without.
 template <class F, bool draws>
 struct Columns {
+  template <Storage>
   static constexpr int kBlocks = 10;  // 48 registers
-  static constexpr uint64_t kNoise = set_of(CZ, FAST_NORMALS);
-  using Known = Formula<F::columns | (draws ? set_of(CZ) : 0), kOptional & ~kNoise>;
+  // Compiled in, and passed by at run time where there is no such tensor.
+  static constexpr uint64_t kWritten = set_of(MODEL_INPUT, FIRST_BAD);
+  static constexpr uint64_t kKnown = kWritten | set_of(SCALE_IN, CZ, FAST_NORMALS);
+  using Known = Formula<F::columns | kWritten | (draws ? set_of(CZ) : 0), kOptional & ~kKnown>;
 
   // The table must have the columns in use and no others, or they would stand elsewhere.
   static bool fits(const StepTask& task) {
     constexpr uint64_t columns = (uint64_t{1} << COLUMNS) - 1;
-    return (task.uses.bits & ~(kOptional & ~set_of(CZ))) == Known::columns &&
+    return ((task.uses.bits & ~(kOptional & ~set_of(SCALE_IN, CZ))) | kWritten) == Known::columns &&
            ((task.uses.bits ^ task.layout.bits) & columns) == 0;
   }
   static FASTDIFF_INLINE Known uses(const StepTask& task) { return {task.uses}; }
@@ -39,7 +43,7 @@ struct StepBody {
   using Task = StepTask;
   using Shared = Nothing;
   static constexpr int kThreads = 128;
-  static constexpr int kBlocks = Set::kBlocks;
+  static constexpr int kBlocks = Set::template kBlocks<storage>;
 
   template <class Block>
   static FASTDIFF_INLINE void run(const StepTask& task, const Block& block) {
@@ -71,11 +75,16 @@ const char* launch_first(const StepTask& task, Queue queue) {
   return launch_first<storage, noise, Rest...>(task, queue);
 }
 
+// The same columns with a network whose input is scaled.
+template <class F>
+using Scaled = Formula<F::columns | set_of(SCALE_IN)>;
+
 template <Storage storage, Normals noise>
 const char* launch_best(const StepTask& task, Queue queue) {
   if constexpr (noise == Normals::none) {
     return launch_first<storage, noise, DdimClipped, Ddim, DdimVelocity, AncestralClipped, Ancestral, MultistepClipped,
-                        Multistep>(task, queue);
+                        Multistep, Scaled<DdimClipped>, Scaled<Ddim>, Scaled<MultistepClipped>, Scaled<Multistep>>(
+        task, queue);
   } else {
     return launch_first<storage, noise, DdimClipped, Ddim, DdimVelocity, AncestralClipped, Ancestral>(task, queue);
   }

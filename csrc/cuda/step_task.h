@@ -12,8 +12,9 @@ struct StepTask {
   Uses uses;
   Uses layout;  // the columns that are in the table
   int64_t samples, elements;
-  uint32_t vectors;  // of a sample, the last one perhaps not whole
-  int32_t branches;  // of model_input: each has the samples of x
+  uint32_t vectors;       // of a sample, the last one perhaps not whole
+  int32_t branches;       // of model_input: each has the samples of x
+  int64_t branch_stride;  // in bytes
   Elements x, out, uncond, variance, y, z, x0_out, model_input;
   Elements history[kHistorySlots];
   int history_slots;

@@ -11,7 +11,7 @@
 
 namespace fastdiff {
 
-// Where the ops of this folder run: on a GPU, or, in the tests of csrc/tests/cuda_on_host.cpp, in place of one.
+// Where the ops of this folder run: on a GPU, or, in tests/cuda, in place of one.
 #if defined(FASTDIFF_CUDA_ON_HOST)
 constexpr DeviceType kCudaDevice = DeviceType::cpu;
 #else
@@ -45,8 +45,9 @@ class Gathering {
     const int64_t vector = operand.kind == Float::float32 ? 4 : 8;
     const bool aligned = reinterpret_cast<uintptr_t>(operand.data) % 16 == 0 &&
                          (operand.sample_stride % 16 == 0 || std::max(samples, shape_.samples) <= 1);
-    dense_ = dense_ && operand.dense() && aligned && shape_.elements % 8 == 0;
-    wide_ = wide_ && operand.dense() && aligned && shape_.elements % 4 == 0 && vector == 4;
+    const bool dense = operand.dense() && aligned && shape_.elements <= kMostDense;
+    dense_ = dense_ && dense && shape_.elements % 8 == 0;
+    wide_ = wide_ && dense && shape_.elements % 4 == 0 && vector == 4;
     return elements_of(operand, pool_);
   }
 
@@ -61,6 +62,9 @@ class Gathering {
   }
 
  private:
+  // Kernels for dense tensors count the bytes of a sample with 32 bits.
+  static constexpr int64_t kMostDense = int64_t{1} << 30;
+
   const StridesPool& pool_;
   const Shape& shape_;
   bool dense_ = true, wide_ = true;

@@ -58,6 +58,17 @@ def test_specialised_kernels(cuda: SimpleNamespace, columns: set[str], question:
             assert_same(cuda, "step", call)
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("place", range(8))
+@pytest.mark.parametrize("name", ["out", "x"])
+def test_what_is_not_finite_is_noticed_anywhere_in_a_vector(cuda: SimpleNamespace, name: str, place: int, value: float):
+    """Among finite numbers before and behind it."""
+    call = step_call(plan_of({"cx", "po", "c0"}), (2, 64), dtype=torch.bfloat16)
+    call = {key: call[key] for key in ("x", "out", "table", "layout", "row", "model_input", "first_bad")}
+    call[name][1, 24 + place] = value
+    assert_same(cuda, "step", call)
+
+
 @hypothesis.given(plan=plans(), given=st.sets(st.sampled_from(OPTIONAL)), data=st.data())
 @hypothesis.settings(max_examples=150, deadline=None, derandomize=True)
 def test_any_plan(cuda: SimpleNamespace, plan: Plan, given: set[str], data: st.DataObject) -> None:
