@@ -10,18 +10,17 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from fastdiff.errors import InputError
 from fastdiff.kernels import operands
 from fastdiff.kernels import step as kernel
 from fastdiff.kernels.normal import normal_
 from fastdiff.ops import philox, reference
-from fastdiff.plan import FAST_NORMALS, HISTORY_SLOTS, NEUTRAL, Plan
+from fastdiff.plan import FAST_NORMALS, NEUTRAL, Plan
 from tests.kernels.calls import LAYOUTS, moved
-from tests.ops.cpu import FLOATS, Call, Random, assert_same_bits, copied, run, step_call
+from tests.ops.cpu import FLOATS, Call, assert_same_bits, copied, run, step_call
 from tests.ops.plans import ROWS, STORES, plan_of, specialised, table
-from tests.ops.strategies import plans
+from tests.ops.strategies import OPTIONAL, steps
 
 SHAPES = [
     (1,),  # a sample is one number
@@ -29,36 +28,7 @@ SHAPES = [
     (2, 4, 16, 16),  # whole blocks
     (2, 3, 5, 77),  # several programs and an odd tail
 ]
-OPTIONAL = {"uncond", "model_input", "first_bad", "scale", "threshold", "y", "history", "z", "x0_out"}
-SPECIAL = [0.0, -0.0, 0.5, -1.0, torch.inf, -torch.inf, torch.nan, 1e-45, -1e-39, 6e-8, 65519.0, 65520.0, -3e38]
 DDIM = {"px", "po", "clip", "ex", "e0", "c0", "ce"}
-
-
-@st.composite
-def steps(draw: st.DrawFn) -> Call:
-    """Any plan with the tensors that it needs and any of the others, and a few special values."""
-    plan, shape, dtypes = draw(plans()), draw(st.sampled_from(SHAPES)), st.sampled_from(FLOATS)
-    seed = draw(st.integers(0, 2**32 - 1))
-    call = step_call(plan, shape, seed, draw(dtypes))
-    branches = draw(st.integers(1, 3))
-    call["model_input"] = torch.full((branches * shape[0], *shape[1:]), torch.nan, dtype=draw(dtypes))
-    call["uncond"] = call["uncond"].to(draw(dtypes))
-    call["history"] = call["history"][: draw(st.integers(max(1, plan.history_slots), HISTORY_SLOTS))]
-    call["z"] = Random(seed + 1).normal(*shape)
-
-    chosen = draw(st.sets(st.sampled_from(sorted(OPTIONAL))))
-    needed = {"y": plan.has_anchor, "history": plan.history_slots > 0}
-    for name in OPTIONAL - chosen:
-        if not needed.get(name):
-            del call[name]
-    if "clip" not in plan.columns:
-        call.pop("threshold", None)
-
-    read = sorted({"x", "out", "uncond", "variance", "y", "history", "z"} & call.keys())
-    for value in draw(st.lists(st.sampled_from(SPECIAL), max_size=4)):
-        flat = call[draw(st.sampled_from(read))].view(-1)
-        flat[draw(st.integers(0, len(flat) - 1))] = value
-    return call
 
 
 def assert_same_as_reference(call: Call, device: torch.device) -> None:
@@ -83,7 +53,7 @@ def several_tiles(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(call=steps())
+@given(call=steps(SHAPES))
 def test_any_step(device: torch.device, call: Call) -> None:
     """Everything that a step writes has the bits of the reference; nothing that it should write is left as it was."""
     assert_same_as_reference(call, device)

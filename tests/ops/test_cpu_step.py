@@ -7,14 +7,13 @@ import itertools
 import pytest
 import torch
 from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import fastdiff as fd
 from fastdiff.ops import native, reference
-from fastdiff.plan import HISTORY_SLOTS, NEUTRAL, Plan
-from tests.ops.cpu import FLOATS, Call, Random, assert_same_bits, copied, cpu_backend, run, step_call
+from fastdiff.plan import NEUTRAL, Plan
+from tests.ops.cpu import FLOATS, Call, assert_same_bits, copied, cpu_backend, run, step_call
 from tests.ops.plans import ROWS, STORES, plan_of, specialised, table
-from tests.ops.strategies import plans
+from tests.ops.strategies import OPTIONAL, steps
 
 pytestmark = cpu_backend
 
@@ -27,40 +26,10 @@ SHAPES = [
     (2, 3, 5, 77),  # several blocks and an odd tail
 ]
 # What a call may have besides what its plan needs.
-OPTIONAL = {"uncond", "model_input", "first_bad", "scale", "threshold", "y", "history", "z", "x0_out"}
-# Signed zeros, bounds of clip, infinities, NaN, and numbers that are subnormal or overflow in some dtype.
-SPECIAL = [0.0, -0.0, 0.5, -1.0, torch.inf, -torch.inf, torch.nan, 1e-45, -1e-39, 6e-8, 65519.0, 65520.0, -3e38]
-
-
-@st.composite
-def steps(draw: st.DrawFn) -> Call:
-    """Any plan with the tensors that it needs and any of the others, and a few special values."""
-    plan, shape, dtypes = draw(plans()), draw(st.sampled_from(SHAPES)), st.sampled_from(FLOATS)
-    seed = draw(st.integers(0, 2**32 - 1))
-    call = step_call(plan, shape, seed, draw(dtypes))
-    branches = draw(st.integers(1, 3))
-    call["model_input"] = torch.full((branches * shape[0], *shape[1:]), torch.nan, dtype=draw(dtypes))
-    call["uncond"] = call["uncond"].to(draw(dtypes))
-    call["history"] = call["history"][: draw(st.integers(max(1, plan.history_slots), HISTORY_SLOTS))]
-    call["z"] = Random(seed + 1).normal(*shape)
-
-    chosen = draw(st.sets(st.sampled_from(sorted(OPTIONAL))))
-    needed = {"y": plan.has_anchor, "history": plan.history_slots > 0}
-    for name in OPTIONAL - chosen:
-        if not needed.get(name):
-            del call[name]
-    if "clip" not in plan.columns:
-        call.pop("threshold", None)
-
-    read = sorted({"x", "out", "uncond", "variance", "y", "history", "z"} & call.keys())
-    for value in draw(st.lists(st.sampled_from(SPECIAL), max_size=4)):
-        flat = call[draw(st.sampled_from(read))].view(-1)
-        flat[draw(st.integers(0, len(flat) - 1))] = value
-    return call
 
 
 @settings(deadline=None, max_examples=150)
-@given(call=steps())
+@given(call=steps(SHAPES))
 def test_any_step(level: int, call: Call) -> None:
     """Everything that a step writes has the bits of the reference; nothing that it should write is left as it was."""
     wanted = run(reference, "step", copied(call))
