@@ -10,9 +10,11 @@
 #if defined(__CUDACC__)
 #define FASTDIFF_INLINE __device__ __forceinline__
 #define FASTDIFF_NO_INLINE [[maybe_unused]] static __device__ __noinline__
+#define FASTDIFF_HOST_DEVICE __host__ __device__
 #else
 #define FASTDIFF_INLINE inline __attribute__((always_inline))
 #define FASTDIFF_NO_INLINE [[maybe_unused]] static __attribute__((noinline))
+#define FASTDIFF_HOST_DEVICE
 #endif
 
 // Stands before a short loop whose count the compiler knows.

@@ -27,7 +27,7 @@ struct NoiseTask {
 // Elements of a sample that one block reduces.
 constexpr int kReduceThreads = 256, kReducePart = kReduceThreads * 8 * 4;
 
-FASTDIFF_INLINE constexpr int64_t parts_of(int64_t elements) { return (elements + kReducePart - 1) / kReducePart; }
+FASTDIFF_HOST_DEVICE constexpr int64_t parts_of(int64_t elements) { return (elements + kReducePart - 1) / kReducePart; }
 
 // `dense`: all tensors are Storage::mixed, else Storage::any.
 const char* launch_normal(const NoiseTask& task, bool dense, Queue queue);
