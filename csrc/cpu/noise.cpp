@@ -1,15 +1,12 @@
 // The ops that draw noise into a tensor, into the forward process, or against a prediction.
-#include <optional>
-#include <tuple>
 #include <vector>
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
-#include "tensors/check.h"
 #include "cpu/level.h"
 #include "cpu/parallel.h"
-#include "tensors/tensors.h"
+#include "tensors/q_sample_call.h"
 
 namespace fastdiff {
 namespace {
@@ -32,41 +29,15 @@ void normal_(const Tensor& z, const Tensor& key, const Tensor& draw, int64_t str
 void q_sample_out(const Tensor& x0, const Tensor& level, const Tensor& table, const MaybeTensor& key,
                   const MaybeTensor& draw, int64_t stream, const MaybeTensor& noise, const Tensor& x_t,
                   const MaybeTensor& drawn) {
-  const Shape shape("x0", x0, DeviceType::cpu);
-  StridesPool pool;
-  const Operand clean = image("x0", x0, shape, Access::read, pool);
-  const Operand noisy = image("x_t", x_t, shape, Access::write, pool);
-  const Operand given = noise ? state("noise", *noise, shape, Access::read, pool) : Operand{};
-  const Operand copy = drawn ? state("drawn", *drawn, shape, Access::write, pool) : Operand{};
-  for (const Operand& written : {noisy, copy}) {
-    check_apart("the result", written, "x0", clean, shape);
-    check_apart("the result", written, "noise", given, shape);
-  }
-  const Table levels(table, 2, shape);
-  const auto index = whole_numbers("level", level, shape);
-  for (int64_t b = 0; b < shape.samples; ++b) levels.check_row("level", index[b]);
-  check(noise || (key && draw), "q_sample needs key and draw, or noise");
-  std::optional<Draws> draws;
-  if (!noise) draws.emplace(*key, *draw, stream, shape);
-
+  const QSampleCall call(x0, level, table, key, draw, stream, noise, x_t, drawn, DeviceType::cpu);
+  const Table& levels = call.levels;
+  for (int64_t b = 0; b < call.shape.samples; ++b) levels.check_row("level", call.level[b]);
   const Kernels& kernel = kernels();
-  for_each_range(shape.samples, shape.elements, draws ? kNoiseGrain : kGrain, [&](Range range) {
-    const int64_t b = range.sample;
-    const NoiseKey whose = draws ? key_of(*draws, b) : NoiseKey{};
-    kernel.q_sample(clean, given, noisy, copy, levels.at(index[b], 0), levels.at(index[b], 1), whose, range);
+  for_each_range(call.shape.samples, call.shape.elements, call.draws ? kNoiseGrain : kGrain, [&](Range range) {
+    const int64_t b = range.sample, row = call.level[b];
+    const NoiseKey whose = call.draws ? key_of(*call.draws, b) : NoiseKey{};
+    kernel.q_sample(call.clean, call.given, call.noisy, call.copy, levels.at(row, 0), levels.at(row, 1), whose, range);
   });
-}
-
-std::tuple<Tensor, Tensor> q_sample(const Tensor& x0, const Tensor& level, const Tensor& table, const MaybeTensor& key,
-                                    const MaybeTensor& draw, int64_t stream, const MaybeTensor& noise,
-                                    bool return_noise) {
-  Tensor x_t = torch::stable::new_empty(x0, x0.sizes());
-  const auto float32 = std::make_optional(torch::headeronly::ScalarType::Float);
-  const bool returns = return_noise && !noise;
-  Tensor drawn = returns ? torch::stable::new_empty(x0, x0.sizes(), float32)
-                         : torch::stable::new_empty(x0, std::vector<int64_t>{0}, float32);
-  q_sample_out(x0, level, table, key, draw, stream, noise, x_t, returns ? MaybeTensor(drawn) : std::nullopt);
-  return {x_t, drawn};
 }
 
 Tensor noise_loss(const Tensor& pred, const Tensor& key, const Tensor& draw, int64_t stream) {
@@ -116,7 +87,7 @@ Tensor noise_loss_backward(const Tensor& grad, const Tensor& pred, const Tensor&
 
 STABLE_TORCH_LIBRARY_IMPL(fastdiff, CPU, m) {
   m.impl("normal_", TORCH_BOX(&normal_));
-  m.impl("q_sample", TORCH_BOX(&q_sample));
+  m.impl("q_sample", TORCH_BOX(&q_sample<&q_sample_out>));
   m.impl("q_sample.out", TORCH_BOX(&q_sample_out));
   m.impl("noise_loss", TORCH_BOX(&noise_loss));
   m.impl("noise_loss_backward", TORCH_BOX(&noise_loss_backward));

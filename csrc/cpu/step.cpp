@@ -87,20 +87,6 @@ void step(const StepArguments& arguments) {
   });
 }
 
-namespace {
-
-void step_op(const Tensor& x, const Tensor& out, const Tensor& table, int64_t layout, const Tensor& row,
-             const MaybeTensor& uncond, const MaybeTensor& w, const MaybeTensor& key, const MaybeTensor& model_input,
-             const MaybeTensor& first_bad, const MaybeTensor& variance, const MaybeTensor& scale,
-             const MaybeTensor& threshold, const MaybeTensor& y, const MaybeTensor& history, const MaybeTensor& z,
-             const MaybeTensor& x0_out) {
-  step({x, out, table, layout, row, view_of(uncond), view_of(w), view_of(key), view_of(model_input), view_of(first_bad),
-        view_of(variance), view_of(scale), view_of(threshold), view_of(y), view_of(history), view_of(z),
-        view_of(x0_out)});
-}
-
-}  // namespace
-
-STABLE_TORCH_LIBRARY_IMPL(fastdiff, CPU, m) { m.impl("step", TORCH_BOX(&step_op)); }
+STABLE_TORCH_LIBRARY_IMPL(fastdiff, CPU, m) { m.impl("step", TORCH_BOX(&step_op<&step>)); }
 
 }  // namespace fastdiff

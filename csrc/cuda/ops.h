@@ -1,23 +1,13 @@
 // The ops of the cuda backend.
 #pragma once
 
-#include <tuple>
-
 #include "tensors/step_call.h"
 
 namespace fastdiff::cuda {
 
 void step(const StepArguments& arguments, void* stream);
 
-void step_op(const Tensor& x, const Tensor& out, const Tensor& table, int64_t layout, const Tensor& row,
-             const MaybeTensor& uncond, const MaybeTensor& w, const MaybeTensor& key, const MaybeTensor& model_input,
-             const MaybeTensor& first_bad, const MaybeTensor& variance, const MaybeTensor& scale,
-             const MaybeTensor& threshold, const MaybeTensor& y, const MaybeTensor& history, const MaybeTensor& z,
-             const MaybeTensor& x0_out);
 void normal_(const Tensor& z, const Tensor& key, const Tensor& draw, int64_t stream);
-std::tuple<Tensor, Tensor> q_sample(const Tensor& x0, const Tensor& level, const Tensor& table, const MaybeTensor& key,
-                                    const MaybeTensor& draw, int64_t stream, const MaybeTensor& noise,
-                                    bool return_noise);
 void q_sample_out(const Tensor& x0, const Tensor& level, const Tensor& table, const MaybeTensor& key,
                   const MaybeTensor& draw, int64_t stream, const MaybeTensor& noise, const Tensor& x_t,
                   const MaybeTensor& drawn);

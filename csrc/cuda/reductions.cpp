@@ -1,21 +1,10 @@
 // The ops that reduce a sample to one number, which `step` then reads like w: guidance rescale and dynamic threshold.
-#include <vector>
-
-#include <torch/csrc/stable/ops.h>
-
 #include "cuda/launch.h"
 #include "cuda/ops.h"
 #include "cuda/reduction_task.h"
 #include "cuda/step_arguments.h"
 
 namespace fastdiff::cuda {
-namespace {
-
-Tensor scratch(const Tensor& like, int64_t size, ScalarType type) {
-  return torch::stable::new_empty(like, std::vector<int64_t>{size}, std::make_optional(type));
-}
-
-}  // namespace
 
 Tensor guidance_rescale(const Tensor& out, const Tensor& uncond, const Tensor& w, double phi) {
   const Shape shape("out", out, kCudaDevice);
@@ -31,7 +20,7 @@ Tensor guidance_rescale(const Tensor& out, const Tensor& uncond, const Tensor& w
   task.phi = phi;
   all.copy_strides(task.strides);
   const int64_t parts = parts_of(shape.elements);
-  Tensor partial = scratch(out, shape.samples * parts * kRescaleSums, ScalarType::Double);
+  Tensor partial = new_vector(out, shape.samples * parts * kRescaleSums, ScalarType::Double);
   Tensor factor = one_per_sample(out, shape.samples);
   task.partial = static_cast<double*>(partial.mutable_data_ptr());
   task.factor = static_cast<float*>(factor.mutable_data_ptr());
@@ -56,7 +45,7 @@ Tensor threshold(const Tensor& x, const Tensor& out, const Tensor& table, int64_
   task.quantile = quantile;
   constexpr int64_t kSearchWords = sizeof(Search) / sizeof(int64_t);
   const int64_t words = samples * (kSearchWords + kDigitValues);
-  Tensor memory = scratch(x, words, ScalarType::Long);
+  Tensor memory = new_vector(x, words, ScalarType::Long);
   task.search = static_cast<Search*>(memory.mutable_data_ptr());
   task.counts = reinterpret_cast<uint64_t*>(task.search + samples);
   task.threshold = static_cast<float*>(result.mutable_data_ptr());

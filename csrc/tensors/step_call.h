@@ -15,6 +15,18 @@ struct StepArguments {
   MaybeView uncond, w, key, model_input, first_bad, variance, scale, threshold, y, history, z, x0_out;
 };
 
+// The op `fastdiff::step` of a backend.
+template <void (*step)(const StepArguments& arguments)>
+void step_op(const Tensor& x, const Tensor& out, const Tensor& table, int64_t layout, const Tensor& row,
+             const MaybeTensor& uncond, const MaybeTensor& w, const MaybeTensor& key, const MaybeTensor& model_input,
+             const MaybeTensor& first_bad, const MaybeTensor& variance, const MaybeTensor& scale,
+             const MaybeTensor& threshold, const MaybeTensor& y, const MaybeTensor& history, const MaybeTensor& z,
+             const MaybeTensor& x0_out) {
+  step({x, out, table, layout, row, view_of(uncond), view_of(w), view_of(key), view_of(model_input), view_of(first_bad),
+        view_of(variance), view_of(scale), view_of(threshold), view_of(y), view_of(history), view_of(z),
+        view_of(x0_out)});
+}
+
 struct StepCall {
   // Takes in what the x0-prediction needs.
   StepCall(const StepArguments& arguments, DeviceType backend);

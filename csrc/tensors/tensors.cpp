@@ -229,9 +229,11 @@ PerSample<Number> per_sample(const char* name, const View& view, const Shape& sh
 
 }  // namespace
 
-Tensor one_per_sample(const Tensor& like, int64_t samples) {
-  return torch::stable::new_empty(like, std::vector<int64_t>{samples}, std::make_optional(ScalarType::Float));
+Tensor new_vector(const Tensor& like, int64_t size, ScalarType type) {
+  return torch::stable::new_empty(like, std::vector<int64_t>{size}, std::make_optional(type));
 }
+
+Tensor one_per_sample(const Tensor& like, int64_t samples) { return new_vector(like, samples, ScalarType::Float); }
 
 PerSample<int64_t> whole_numbers(const char* name, const View& view, const Shape& shape) {
   return per_sample<int64_t>(name, view, shape, ScalarType::Long, "int64");

@@ -74,7 +74,8 @@ void check_apart(const char* written_name, const Operand& written, const char* r
 // Puts the slots of a history [slots, samples, ...] into `slot` and returns how many there are.
 int history_slots(const View& view, const Shape& shape, StridesPool& pool, Operand* slot);
 
-// A new float32 tensor with one number for each sample, on the device of `like`.
+// A new tensor [size] on the device of `like`, and a float32 one with one number for each sample.
+Tensor new_vector(const Tensor& like, int64_t size, ScalarType type);
 Tensor one_per_sample(const Tensor& like, int64_t samples);
 
 PerSample<int64_t> whole_numbers(const char* name, const View& view, const Shape& shape);
