@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,7 @@ class Plan:
         table: their values, float64 [rows, columns].
         init_scale: standard deviation of the state before the first row.
         stores: what the history keeps, "x0" or "eps".
+        alpha, sigma: the level of the state before each row and after the last, float64 [rows + 1]; empty if unknown.
     """
 
     name: str
@@ -69,6 +70,8 @@ class Plan:
     table: Array
     init_scale: float = 1.0
     stores: str = "x0"
+    alpha: Array = field(default_factory=lambda: frozen([]))
+    sigma: Array = field(default_factory=lambda: frozen([]))
 
     @classmethod
     def build(
@@ -79,12 +82,14 @@ class Plan:
         *,
         init_scale: float = 1.0,
         stores: str = "x0",
+        alpha: npt.ArrayLike = (),
+        sigma: npt.ArrayLike = (),
     ) -> Plan:
         """Make a plan from named columns, each a number or float64 [rows]; columns that do nothing are left out.
 
         Raises:
             InputError: a column is unknown or has the wrong length, a value is not finite (`clip` may be inf),
-                a slot is not -1..3, or `t` is empty.
+                a slot is not -1..3, `t` is empty, or there is not one level more than rows, or none.
         """
         times = frozen(t)
         if times.ndim != 1 or times.size == 0:
@@ -95,7 +100,11 @@ class Plan:
         values = {column: _column(column, value, times.size) for column, value in columns.items()}
         used = tuple(column for column in NEUTRAL if column in values and (values[column] != NEUTRAL[column]).any())
         table = np.stack([values[column] for column in used], axis=1) if used else np.empty((times.size, 0))
-        return cls(name, times, used, frozen(table), float(init_scale), stores)
+        levels = frozen(alpha), frozen(sigma)
+        for level in levels:
+            if level.shape not in ((0,), (times.size + 1,)) or not np.isfinite(level).all():
+                raise InputError(f"alpha and sigma must be finite, one before each of {times.size} rows and one behind")
+        return cls(name, times, used, frozen(table), float(init_scale), stores, *levels)
 
     def __len__(self) -> int:
         return int(self.t.size)
@@ -170,6 +179,8 @@ class Plan:
             "columns": {column: self.table[:, i].tolist() for i, column in enumerate(self.columns)},
             "init_scale": self.init_scale,
             "stores": self.stores,
+            "alpha": self.alpha.tolist(),
+            "sigma": self.sigma.tolist(),
         }
 
     def save(self, path: str | Path) -> None:

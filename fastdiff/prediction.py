@@ -54,28 +54,53 @@ def _flow(alpha: Array, sigma: Array) -> Prediction:
     return Prediction(px=1 / total, po=-sigma / total, ex=1 / total, eo=alpha / total, t0=-one, te=one)
 
 
+def _edm(alpha: Array, sigma: Array) -> Prediction:
+    norm = np.hypot(sigma, SIGMA_DATA * alpha)
+    skip, scale = SIGMA_DATA * alpha / norm, sigma / norm
+    return Prediction(
+        px=SIGMA_DATA * skip / norm,
+        po=SIGMA_DATA * scale,
+        ex=scale / norm,
+        eo=-SIGMA_DATA * alpha / norm,
+        t0=scale / SIGMA_DATA,
+        te=-skip,
+    )
+
+
 _PREDICTIONS: dict[str, Callable[[Array, Array], Prediction]] = {
     "eps": _eps,  # Ho et al. 2020, eq. 11
     "x0": _x0,
     "v": _v,  # alpha eps - sigma x0: Salimans & Ho 2022, appendix D
     "score": _score,  # -eps / sigma: Song & Ermon 2019
     "flow": _flow,  # eps - x0: Liu et al. 2022
+    "edm": _edm,  # F of x0 = c_skip x / alpha + c_out F, data of deviation 0.5: Karras et al. 2022, Table 1
 }
-_NEEDS_SIGNAL = ("eps", "score")
+_STEP = "eps_step"
+_NEEDS_SIGNAL = ("eps", "score", _STEP)
+SIGMA_DATA = 0.5
 
 
 def names() -> tuple[str, ...]:
     """Return the names of the known predictions."""
-    return tuple(_PREDICTIONS)
+    return *_PREDICTIONS, _STEP
 
 
-def coefficients(prediction: str, alpha: Array, sigma: Array) -> Prediction:
+def coefficients(prediction: str, alpha: Array, sigma: Array, step_sigma: Array | None = None) -> Prediction:
     """Return the coefficients of a prediction at levels (alpha, sigma), float64 [n].
 
+    "eps_step" is the noise of the last step alone, `x_t = alpha_t / alpha_{t-1} x_{t-1} + step_sigma eps_step`, with
+    `E[eps_step | x_t] = step_sigma / sigma E[eps | x_t]`: the epsilon-decoder of progressive VAEs.
+
     Raises:
-        InputError: the name is unknown, or x0 cannot be found because alpha is 0 (eps and score predictions).
+        InputError: the name is unknown, x0 cannot be found because alpha is 0 (eps and score predictions), or
+            step_sigma, which only the schedule's own levels have, is missing where it is needed.
     """
-    build = lookup("prediction", prediction, _PREDICTIONS)
+    build = lookup("prediction", prediction, {**_PREDICTIONS, _STEP: _eps})
     if prediction in _NEEDS_SIGNAL and (alpha == 0).any():
         raise InputError(f"a {prediction} prediction says nothing of x0 where alpha is 0: use v, x0 or flow")
-    return build(alpha, sigma)
+    found = build(alpha, sigma)
+    if prediction != _STEP:
+        return found
+    if step_sigma is None or np.isnan(step_sigma).any():
+        raise InputError("an eps_step prediction is known at the schedule's own levels: use a spacing that picks those")
+    return found._replace(po=found.po * sigma / step_sigma, eo=sigma / step_sigma, te=step_sigma / sigma)

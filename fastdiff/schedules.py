@@ -74,6 +74,13 @@ class Schedule:
             return np.log(self.alpha / self.sigma)
 
     @property
+    def step_sigma(self) -> Array:
+        """`sqrt(sigma_t^2 - (alpha_t / alpha_{t-1})^2 sigma_{t-1}^2)`, of q(x_t | x_{t-1}), float64 [T]."""
+        alpha, sigma = np.append(1.0, self.alpha[:-1]), np.append(0.0, self.sigma[:-1])
+        variance: Array = self.sigma**2 - (self.alpha / alpha * sigma) ** 2
+        return np.sqrt(variance)
+
+    @property
     def variance_preserving(self) -> bool:
         """Whether alpha^2 + sigma^2 = 1 at every level."""
         return bool(np.allclose(self.alpha**2 + self.sigma**2, 1.0, rtol=0.0, atol=1e-9))
@@ -94,6 +101,43 @@ class Schedule:
     def variance_exploding(self) -> bool:
         """Whether alpha is 1 at every level."""
         return bool((self.alpha == 1.0).all())
+
+    def at_lambda(self, lambda_: npt.ArrayLike) -> tuple[Array, Array, Array, Array]:
+        """Return (time, alpha, sigma, scale_in) where `log(alpha / sigma)` is lambda_, any shape, also between levels.
+
+        Time is linear in lambda from level to level, and beyond the schedule that of its last level, as is scale_in
+        (in the logarithm). A schedule that is VP, VE or flow stays so.
+        """
+        value = np.asarray(lambda_, dtype=np.float64)
+
+        def between(levels: Array) -> Array:
+            known = np.isfinite(self.lambda_)
+            return np.interp(-value, -self.lambda_[known], levels[known])
+
+        norm = np.exp(between(np.log(np.hypot(self.alpha, self.sigma))))
+        alpha, sigma = from_lambda(value, self._system or "vp")
+        rest = 1.0 if self._system else norm
+        return between(self.time), rest * alpha, rest * sigma, np.exp(between(np.log(self.scale_in)))
+
+    def at_time(self, time: npt.ArrayLike) -> tuple[Array, Array]:
+        """Return (alpha, sigma) where the network is given `time`, any shape: the inverse of `at_lambda`.
+
+        Raises InputError if the times of the levels do not rise with the index, or time is beyond them.
+        """
+        value, known = np.asarray(time, dtype=np.float64), np.isfinite(self.lambda_)
+        times = self.time[known]
+        if (np.diff(times) <= 0).any():
+            raise InputError("a level can be found by its time only where times rise with the index")
+        if value.size and not (times[0] <= value.min() and value.max() <= times[-1]):
+            raise InputError(f"time must be within {times[0]:g}..{times[-1]:g}, the times of the schedule")
+        _, alpha, sigma, _ = self.at_lambda(np.interp(value, times, self.lambda_[known]))
+        return alpha, sigma
+
+    @property
+    def _system(self) -> str | None:
+        flow = np.allclose(self.alpha + self.sigma, 1.0, rtol=0.0, atol=1e-9)
+        systems = {"vp": self.variance_preserving, "ve": self.variance_exploding, "flow": bool(flow)}
+        return next((name for name, holds in systems.items() if holds), None)
 
     def to_variance_exploding(self) -> Schedule:
         """Return the same process in the coordinates x / alpha (alpha = 1), for the same network of eps or x0.

@@ -3,11 +3,11 @@
 import re
 from pathlib import Path
 
-import numpy as np
 import torch
+from typing_extensions import Unpack
 
 import fastdiff as fd
-from fastdiff.samplers.rows import eps_columns, levels, x0_columns
+from fastdiff.samplers.rows import Options, Rows
 
 ROOT = Path(__file__).parents[1]
 
@@ -18,14 +18,7 @@ def code_blocks(document: str) -> list[str]:
 
 def test_the_sampler_of_contributing():
     """The example of CONTRIBUTING.md is the loop of Permenter & Yuan 2024, section 5."""
-    names = {
-        "np": np,
-        "Plan": fd.Plan,
-        "Schedule": fd.Schedule,
-        "levels": levels,
-        "x0_columns": x0_columns,
-        "eps_columns": eps_columns,
-    }
+    names = {"Plan": fd.Plan, "Schedule": fd.Schedule, "Rows": Rows, "Options": Options, "Unpack": Unpack}
     (example,) = code_blocks("CONTRIBUTING.md")
     exec(example, names)
 
@@ -33,7 +26,7 @@ def test_the_sampler_of_contributing():
         return torch.tanh(x) * torch.cos(t).view(-1, 1)
 
     schedule = fd.schedules.log_linear(10)
-    plan = names["gradient_estimation"](schedule, steps=10, gamma=2.0)
+    plan = names["gradient_estimation"](schedule, steps=10, gamma=2.0, spacing="trailing", clip=None)
     x = fd.noise.normal((3, 4), seed=1).double() * schedule.sigma[-1]
     got = fd.sample(model, plan, (3, 4), seed=1, dtype=torch.float64)
     before = None

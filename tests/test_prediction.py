@@ -26,13 +26,20 @@ values = st.floats(-10, 10)
 def test_x0_and_eps_are_found_again(name: str, system: str, lambda_: float, x0: float, eps: float) -> None:
     """With x = alpha x0 + sigma eps and out = t0 x0 + te eps: px x + po out = x0 and ex x + eo out = eps."""
     alpha, sigma = (np.atleast_1d(scale) for scale in schedules.from_lambda(lambda_, system))
-    c = prediction.coefficients(name, alpha, sigma)
+    c = prediction.coefficients(name, alpha, sigma, 0.3 * sigma)
     x, out = alpha * x0 + sigma * eps, c.t0 * x0 + c.te * eps
     # Each of the products below is rounded at most 8 times; nothing else is lost.
     size_x, size_out = alpha * abs(x0) + sigma * abs(eps), abs(c.t0 * x0) + abs(c.te * eps)
     for by_x, by_out, truth in ((c.px, c.po, x0), (c.ex, c.eo, eps)):
         bound = 8 * EPS * (abs(by_x) * size_x + abs(by_out) * size_out) + np.finfo(np.float64).tiny
         assert abs(by_x * x + by_out * out - truth) <= bound
+
+
+def edm_target(sigma, x0, x, sigma_data=0.5):
+    """(x0 - c_skip x) / c_out of Karras et al. 2022, Table 1 and eq. 8."""
+    c_skip = sigma_data**2 / (sigma**2 + sigma_data**2)
+    c_out = sigma * sigma_data / np.sqrt(sigma**2 + sigma_data**2)
+    return (x0 - c_skip * x) / c_out
 
 
 @pytest.mark.parametrize(
@@ -43,6 +50,8 @@ def test_x0_and_eps_are_found_again(name: str, system: str, lambda_: float, x0: 
         ("v", lambda alpha, sigma, x0, eps: alpha * eps - sigma * x0),
         ("score", lambda alpha, sigma, x0, eps: -eps / sigma),
         ("flow", lambda alpha, sigma, x0, eps: eps - x0),
+        ("edm", lambda alpha, sigma, x0, eps: edm_target(sigma / alpha, x0, x0 + sigma / alpha * eps)),
+        ("eps_step", lambda alpha, sigma, x0, eps: np.sqrt(1 - (alpha / np.append(1, alpha[:-1])) ** 2) / sigma * eps),
     ],
 )
 def test_targets(name: str, target: object) -> None:
@@ -50,16 +59,16 @@ def test_targets(name: str, target: object) -> None:
     assert callable(target)
     schedule = schedules.linear(10)
     x0, eps = 0.7, -1.3
-    c = prediction.coefficients(name, schedule.alpha, schedule.sigma)
-    # Two products and a sum.
+    c = prediction.coefficients(name, schedule.alpha, schedule.sigma, schedule.step_sigma)
+    # Two products and a sum; beta_1 = 1e-4 as a difference loses 4 digits, half of them in its root.
     expected = target(schedule.alpha, schedule.sigma, x0, eps)
-    np.testing.assert_allclose(c.t0 * x0 + c.te * eps, expected, rtol=4 * EPS, atol=4 * EPS)
+    np.testing.assert_allclose(c.t0 * x0 + c.te * eps, expected, rtol=1e-12, atol=4 * EPS)
     assert {coefficient.shape for coefficient in c} == {(10,)}
 
 
 def test_targets_cover_every_name() -> None:
     """The list above is the library's."""
-    assert prediction.names() == ("eps", "x0", "v", "score", "flow")
+    assert prediction.names() == ("eps", "x0", "v", "score", "flow", "edm", "eps_step")
 
 
 @pytest.mark.parametrize("name", ["eps", "score"])

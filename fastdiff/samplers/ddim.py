@@ -6,11 +6,13 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from typing_extensions import Unpack
 
 from fastdiff.errors import InputError
 from fastdiff.plan import Plan
-from fastdiff.samplers.rows import Levels, eps_columns, levels, x0_columns
-from fastdiff.schedules import Array, Schedule
+from fastdiff.samplers.levels import Level, posterior_variance, step_variance
+from fastdiff.samplers.rows import Common, Rows
+from fastdiff.schedules import Schedule
 
 SIGMA_HAT = "sigma-hat"
 
@@ -21,9 +23,7 @@ def ddim(
     eta: float | str = 0.0,
     spacing: str = "leading",
     timesteps: Sequence[int] | None = None,
-    clip: float | None = 1.0,
-    prediction: str = "eps",
-    rederive_eps: bool = True,
+    **options: Unpack[Common],
 ) -> Plan:
     """DDIM: `x_prev = alpha_prev x0 + sqrt(sigma_prev^2 - s^2) eps + s z` (Song et al. 2020, eq. 12).
 
@@ -36,11 +36,9 @@ def ddim(
             the direction of eta = 1 and draws noise of the larger variance beta (the last row of the paper's Table 1,
             appendix D.3); its marginals are wider than the forward process's, and beta, unlike beta~, depends on the
             coordinates: a variance-exploding schedule gives another sampler.
-        spacing: "leading", "trailing", "linspace", "linear" or "quadratic"; see `fastdiff.samplers.spacing.spaced`.
+        spacing: which levels to visit; see `fastdiff.samplers.spacing` and `fastdiff.samplers.sigmas`.
         timesteps: schedule indices to visit instead, falling strictly; `steps` and `spacing` are then not used.
-        clip: bound on |x0|; None for none.
-        prediction: "eps", "x0", "v", "score" or "flow".
-        rederive_eps: find eps from the clipped x0 (as the authors' code does) rather than take the network's own.
+        options: what every sampler takes; see `Common`. With `rederive_eps` (the authors' way) eps follows the clip.
 
     Returns:
         A plan of `steps` rows whose last row lands on x0 without noise.
@@ -48,28 +46,29 @@ def ddim(
     Raises:
         InputError: an argument is out of range, a name is unknown, or eta asks for more noise than a level holds.
     """
-    at = levels(schedule, steps, spacing, timesteps)
-    direction, noise = _noise(at, eta)
-    columns = {
-        **x0_columns(at, prediction, clip),
-        **eps_columns(at, prediction, rederive=rederive_eps and clip is not None),
-        "c0": at.alpha_prev,
-        "ce": np.sqrt(np.maximum(at.sigma_prev**2 - direction, 0.0)),
-        "cz": np.sqrt(noise),
-    }
-    return Plan.build(f"ddim(steps={len(at.time)}, eta={eta})", at.time, columns, init_scale=at.init_scale)
+    rows = Rows(schedule, steps, spacing=spacing, timesteps=timesteps, **options)
+    for now, after in rows.steps():
+        direction, noise = _variances(now, after, eta)
+        rows.add(
+            now,
+            c0=after.alpha,
+            ce=math.sqrt(max(after.sigma**2 - direction, 0.0)),
+            cz=math.sqrt(noise),
+        )
+    return rows.plan(f"ddim(steps={len(rows.steps())}, eta={eta})")
 
 
-def _noise(at: Levels, eta: float | str) -> tuple[Array, Array]:
+def _variances(now: Level, after: Level, eta: float | str) -> tuple[float, float]:
     """Return the variance that the direction term makes room for, and the variance of the noise drawn."""
+    small = posterior_variance(now, after)
     if eta == SIGMA_HAT:
-        return at.posterior_variance, np.append(at.step_variance[:-1], 0.0)
+        return small, step_variance(now, after) if after.sigma else 0.0
     if not isinstance(eta, (int, float, np.floating)):
         raise InputError(f"eta must be a number >= 0 or {SIGMA_HAT!r}, got {eta!r}")
     if not 0 <= eta < math.inf:
         raise InputError(f"eta must be >= 0 and finite, got {eta}")
-    variance = eta**2 * at.posterior_variance
+    variance = float(eta) ** 2 * small
     # Rounding may put s a last digit above sigma_prev; more than that is a wrong eta.
-    if (variance > at.sigma_prev**2 * (1 + 1e-9)).any():
+    if variance > after.sigma**2 * (1 + 1e-9):
         raise InputError(f"eta={eta} asks for more noise than the next level holds: use a smaller eta")
     return variance, variance

@@ -2,34 +2,33 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
-import numpy as np
+from typing_extensions import Unpack
 
 from fastdiff.errors import lookup
 from fastdiff.plan import Plan
-from fastdiff.samplers.rows import Levels, levels, x0_columns
-from fastdiff.schedules import Array, Schedule
+from fastdiff.samplers.levels import Level, posterior_variance, step_variance
+from fastdiff.samplers.rows import Common, Rows
+from fastdiff.schedules import Schedule
 
 
-def _small(at: Levels) -> dict[str, Array]:
-    return {"cz": np.sqrt(at.posterior_variance)}
+def _small(now: Level, after: Level) -> dict[str, float]:
+    return {"cz": math.sqrt(posterior_variance(now, after))}
 
 
-def _large(at: Levels) -> dict[str, Array]:
-    return {"cz": np.append(np.sqrt(at.step_variance[:-1]), 0.0)}
+def _large(now: Level, after: Level) -> dict[str, float]:
+    return {"cz": math.sqrt(step_variance(now, after))}
 
 
-def _learned_range(at: Levels) -> dict[str, Array]:
+def _learned_range(now: Level, after: Level) -> dict[str, float]:
     # exp(v' log beta + (1 - v') log beta~) with v' = (v + 1) / 2 is a geometric mean times exp(v times half the gap).
-    small, large = np.log(at.posterior_variance[:-1]), np.log(at.step_variance[:-1])
-    return {
-        "cz": np.append(np.exp((small + large) / 4), 0.0),
-        "cv": np.append((large - small) / 4, 0.0),
-    }
+    small, large = math.log(posterior_variance(now, after)), math.log(step_variance(now, after))
+    return {"cz": math.exp((small + large) / 4), "cv": (large - small) / 4}
 
 
-_VARIANCES: dict[str, Callable[[Levels], dict[str, Array]]] = {
+_VARIANCES: dict[str, Callable[[Level, Level], dict[str, float]]] = {
     "small": _small,
     "large": _large,
     "learned_range": _learned_range,
@@ -42,8 +41,7 @@ def ddpm(
     variance: str = "small",
     spacing: str = "leading",
     timesteps: Sequence[int] | None = None,
-    clip: float | None = 1.0,
-    prediction: str = "eps",
+    **options: Unpack[Common],
 ) -> Plan:
     """Ancestral sampling: the posterior mean of (x, x0) plus noise (Ho et al. 2020, eqs. 6-7 and Algorithm 2).
 
@@ -57,10 +55,9 @@ def ddpm(
             variance-exploding ones), or "learned_range": `exp(v' log beta + (1 - v') log beta~)`,
             `v' = (v + 1) / 2`, where v in [-1, 1] is the second half of the network's output channels
             (Nichol & Dhariwal 2021, eq. 15).
-        spacing: as for `ddim`.
+        spacing: which levels to visit; see `fastdiff.samplers.spacing` and `fastdiff.samplers.sigmas`.
         timesteps: schedule indices to visit instead, falling strictly; `steps` and `spacing` are then not used.
-        clip: bound on |x0|; None for none.
-        prediction: "eps", "x0", "v", "score" or "flow".
+        options: what every sampler takes; see `Common`.
 
     Returns:
         A plan of `steps` rows whose last row lands on x0 without noise.
@@ -68,12 +65,13 @@ def ddpm(
     Raises:
         InputError: an argument is out of range or a name is unknown.
     """
-    at = levels(schedule, steps, spacing, timesteps)
-    noise = lookup("variance", variance, _VARIANCES)(at)
-    columns = {
-        **x0_columns(at, prediction, clip),
-        "cx": at.alpha / at.alpha_prev * (at.sigma_prev / at.sigma) ** 2,
-        "c0": at.alpha_prev * at.step_variance / at.sigma**2,
-        **noise,
-    }
-    return Plan.build(f"ddpm(steps={len(at.time)}, variance={variance})", at.time, columns, init_scale=at.init_scale)
+    noise = lookup("variance", variance, _VARIANCES)
+    rows = Rows(schedule, steps, spacing=spacing, timesteps=timesteps, **options)
+    for now, after in rows.steps():
+        rows.add(
+            now,
+            cx=now.alpha / after.alpha * (after.sigma / now.sigma) ** 2,
+            c0=after.alpha * step_variance(now, after) / now.sigma**2,
+            **(noise(now, after) if after.sigma else {}),
+        )
+    return rows.plan(f"ddpm(steps={len(rows.steps())}, variance={variance})")

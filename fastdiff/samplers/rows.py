@@ -1,84 +1,132 @@
-"""The part of a row that samplers share: the levels it joins, and how x0 and eps are found from the network."""
+"""Rows: what every sampler fills. It knows the levels to visit and how x0 and eps are found from the network."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from itertools import pairwise
+from typing import TypedDict
 
 import numpy as np
+import numpy.typing as npt
 
 from fastdiff import prediction as predictions
 from fastdiff.errors import InputError
-from fastdiff.samplers import spacing as spacings
-from fastdiff.schedules import Array, Schedule
+from fastdiff.plan import NEUTRAL, Plan
+from fastdiff.samplers.levels import Level, at_ratio, visited
+from fastdiff.schedules import Schedule
 
 
-@dataclass(frozen=True)
-class Levels:
-    """The levels that a plan's rows step between, noisiest first, each float64 [rows].
+class Common(TypedDict, total=False):
+    """What every sampler takes by name, beside which levels of the schedule to visit.
 
-    Row i goes from (alpha, sigma) to (alpha_prev, sigma_prev); the last row's target is clean data, (1, 0).
+    Attributes:
+        sigmas: values of sigma / alpha to visit instead, falling strictly; they may lie between the schedule's.
+        final: where the last step lands: "zero" (clean data) or "sigma_min" (the schedule's cleanest level).
+        start: how many levels to leave out at the noisy end, to begin from noised data.
+        clip: bound on |x0|; None for none.
+        rederive_eps: find eps from the clipped x0 rather than take the network's own.
+        prediction: what the network predicts; see `fastdiff.prediction`.
     """
 
-    time: Array
-    alpha: Array
-    sigma: Array
-    alpha_prev: Array
-    sigma_prev: Array
-    scale_in: Array
-    init_scale: float
-
-    @property
-    def step_variance(self) -> Array:
-        """Variance of q(x_t | x_prev), beta_t if every step is taken: `sigma^2 - (alpha/alpha_prev)^2 sigma_prev^2`."""
-        return self.sigma**2 - (self.alpha / self.alpha_prev) ** 2 * self.sigma_prev**2
-
-    @property
-    def posterior_variance(self) -> Array:
-        """Variance of q(x_prev | x_t, x0), beta~_t (Ho et al. 2020, eq. 7): `step_variance sigma_prev^2 / sigma^2`."""
-        return self.step_variance * (self.sigma_prev / self.sigma) ** 2
+    sigmas: npt.ArrayLike | None
+    final: str
+    start: int
+    clip: float | None
+    rederive_eps: bool
+    prediction: str
 
 
-def levels(
-    schedule: Schedule, steps: int | None, spacing: str = "leading", timesteps: Sequence[int] | None = None
-) -> Levels:
-    """Select the levels of a plan by count and spacing, or by `timesteps` (schedule indices, noisiest first).
+class Options(Common, total=False):
+    """What most samplers take by name.
 
-    Raises:
-        InputError: see `spacing.spaced` and `spacing.custom`.
+    Attributes:
+        spacing: which levels to visit; see `fastdiff.samplers.spacing` and `fastdiff.samplers.sigmas`.
+        timesteps: schedule indices to visit instead, falling strictly.
     """
-    T = len(schedule)
-    index = spacings.spaced(T, steps, spacing) if timesteps is None else spacings.custom(T, timesteps)
-    alpha, sigma = schedule.alpha[index], schedule.sigma[index]
-    return Levels(
-        time=schedule.time[index],
-        alpha=alpha,
-        sigma=sigma,
-        alpha_prev=np.append(alpha[1:], 1.0),
-        sigma_prev=np.append(sigma[1:], 0.0),
-        scale_in=schedule.scale_in[index],
-        init_scale=1.0 if schedule.variance_preserving else float(sigma[0]),
-    )
+
+    spacing: str
+    timesteps: Sequence[int] | None
 
 
-def x0_columns(at: Levels, prediction: str, clip: float | None) -> dict[str, Array | float]:
-    """Return the columns scale_in, px, po and clip: what the network is given and how x0 follows.
+class Rows:
+    """The rows of a plan in the making.
 
-    Raises:
-        InputError: the prediction is unknown or cannot start at alpha = 0, or clip is not positive.
+    Attributes:
+        schedule: the levels that the network was trained on.
+        levels: those to visit, noisiest first, and the one to land on.
     """
-    found = predictions.coefficients(prediction, at.alpha, at.sigma)
-    columns: dict[str, Array | float] = {"scale_in": at.scale_in, "px": found.px, "po": found.po}
-    if clip is None:
-        return columns
-    if not clip > 0:
-        raise InputError(f"clip must be > 0, or None for no clipping, got {clip}")
-    return {**columns, "clip": clip}
 
+    def __init__(
+        self,
+        schedule: Schedule,
+        steps: int | None,
+        *,
+        spacing: str = "karras",
+        timesteps: Sequence[int] | None = None,
+        sigmas: npt.ArrayLike | None = None,
+        final: str = "zero",
+        start: int = 0,
+        clip: float | None = 1.0,
+        rederive_eps: bool = True,
+        prediction: str = "eps",
+    ) -> None:
+        """Choose the levels; the arguments are those of `Options`. Raises InputError where one is out of range."""
+        self.schedule = schedule
+        self.levels = visited(schedule, steps, spacing, timesteps, sigmas, final, start)
+        if clip is not None and not clip > 0:
+            raise InputError(f"clip must be > 0, or None for no clipping, got {clip}")
+        self._clip, self._rederive, self._prediction = clip, rederive_eps and clip is not None, prediction
+        self._at: list[Level] = []
+        self._columns: list[dict[str, float]] = []
 
-def eps_columns(at: Levels, prediction: str, rederive: bool) -> dict[str, Array | float]:
-    """Return the columns that find eps: from x and the clipped x0, `(x - alpha x0) / sigma`, or as the network says."""
-    if rederive:
-        return {"ex": 1 / at.sigma, "e0": -at.alpha / at.sigma}
-    found = predictions.coefficients(prediction, at.alpha, at.sigma)
-    return {"ex": found.ex, "eo": found.eo}
+    def steps(self) -> list[tuple[Level, Level]]:
+        """Return the steps, each from a level to the one after it."""
+        return list(pairwise(self.levels))
+
+    def between(self, ratio: float) -> Level:
+        """Return the level with `sigma / alpha = ratio`, for the stages of a step."""
+        return at_ratio(self.schedule, ratio)
+
+    def need_signal(self, sampler: str) -> None:
+        """Raise InputError if the first level is pure noise, where a sampler that divides by alpha cannot begin."""
+        if self.levels[0].alpha == 0:
+            raise InputError(f"{sampler} cannot begin where alpha is 0: use ddim, ddpm or dpmpp, or start=1")
+
+    def add(self, at: Level, **columns: float) -> None:
+        """Add the row whose state, and the network with it, is at a level; columns that are left out do nothing."""
+        self._at.append(at)
+        self._columns.append(columns)
+
+    def plan(self, name: str, stores: str = "x0", init_scale: float | None = None) -> Plan:
+        """Return the plan of the rows.
+
+        Args:
+            name: of the sampler, with the arguments that matter.
+            stores: what the history keeps, "x0" or "eps".
+            init_scale: standard deviation of the start state; None is that of the first level's noise.
+
+        Raises:
+            InputError: the prediction is unknown or cannot begin where alpha is 0.
+        """
+        alpha, sigma, time, scale_in, step_sigma = np.array(self._at).T
+        used = {column: NEUTRAL.get(column, 0.0) for row in self._columns for column in row}
+        columns: dict[str, npt.ArrayLike] = {
+            column: [row.get(column, neutral) for row in self._columns] for column, neutral in used.items()
+        }
+        found = predictions.coefficients(self._prediction, alpha, sigma, step_sigma)
+        columns |= {"scale_in": scale_in, "px": found.px, "po": found.po}
+        if self._clip is not None:
+            columns["clip"] = self._clip
+        if stores == "eps" or {"ce", "de"} & set(columns):
+            rederived = {"ex": 1 / sigma, "e0": -alpha / sigma}
+            columns |= rederived if self._rederive else {"ex": found.ex, "eo": found.eo}
+        first = self._at[0]
+        if init_scale is None:
+            init_scale = 1.0 if self.schedule.variance_preserving else first.sigma
+        return Plan.build(
+            *(name, time, columns),
+            alpha=np.append(alpha, self.levels[-1].alpha),
+            sigma=np.append(sigma, self.levels[-1].sigma),
+            init_scale=init_scale,
+            stores=stores,
+        )

@@ -54,7 +54,7 @@ def l_simple(
 @functools.lru_cache(maxsize=16)
 def _table(schedule: Schedule, prediction: str, device: torch.device) -> Tensor:
     """Per level: network time, input scale, coefficients of the target, weight; float32 [T, 5]."""
-    target = predictions.coefficients(prediction, schedule.alpha, schedule.sigma)
+    target = predictions.coefficients(prediction, schedule.alpha, schedule.sigma, schedule.step_sigma)
     weight = schedule.sigma**2 if prediction == "score" else np.ones(len(schedule))
     columns = [schedule.time, schedule.scale_in, target.t0, target.te, weight]
     return torch.from_numpy(np.stack(columns, axis=1)).to(device=device, dtype=torch.float32)

@@ -85,7 +85,7 @@ class Trainer:
             self.accelerator.print(f"skipped {self.data.skipped} unreadable images of {config.data}", file=sys.stderr)
         check_folder(out)
         self.schedule = _schedule(config)
-        predictions.coefficients(config.prediction, self.schedule.alpha, self.schedule.sigma)
+        predictions.coefficients(config.prediction, self.schedule.alpha, self.schedule.sigma, self.schedule.step_sigma)
         model = models.build(_description(config, self.data), seed=config.seed)
         self.average = models.build(models.describe(model), seed=config.seed).to(self.accelerator.device)
         optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)

@@ -45,7 +45,16 @@ def denoiser(schedule: Schedule, name: str, learns_variance: bool = False) -> Ca
         alpha, sigma = (torch.from_numpy(s.copy())[level][:, None] for s in (schedule.alpha, schedule.sigma))
         x0 = torch.tanh(x / 2 + level[:, None] / len(schedule))
         eps = (x - alpha * x0) / sigma
-        targets = {"x0": x0, "eps": eps, "v": alpha * eps - sigma * x0, "score": -eps / sigma, "flow": eps - x0}
+        norm = (sigma**2 + 0.25 * alpha**2).sqrt()
+        targets = {
+            "x0": x0,
+            "eps": eps,
+            "v": alpha * eps - sigma * x0,
+            "score": -eps / sigma,
+            "flow": eps - x0,
+            "edm": 2 * sigma / norm * x0 - alpha / 2 / norm * eps,  # (D - c_skip x / alpha) / c_out, sigma_data = 0.5
+            "eps_step": torch.from_numpy(schedule.step_sigma)[level][:, None] / sigma * eps,
+        }
         return torch.cat([targets[name], torch.cos(x)], dim=1) if learns_variance else targets[name]
 
     return model

@@ -16,7 +16,7 @@ from fastdiff import prediction
 from fastdiff.ops import reference
 from fastdiff.plan import Plan
 from fastdiff.samplers import ddim, ddpm, spacing
-from fastdiff.samplers.rows import Levels, levels
+from tests.samplers.levels import Levels, levels
 
 Array = npt.NDArray[np.float64]
 

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastdiff as fd
-from fastdiff.samplers.rows import levels
 from fastdiff.schedules import Schedule
+from tests.samplers.levels import levels
 
 Array = npt.NDArray[np.float64]
 

@@ -12,8 +12,8 @@ import fastdiff as fd
 from fastdiff import prediction
 from fastdiff.plan import Plan
 from fastdiff.samplers import ddpm
-from fastdiff.samplers.rows import Levels, levels
 from fastdiff.schedules import Schedule
+from tests.samplers.levels import Levels, levels
 
 Array = npt.NDArray[np.float64]
 
@@ -179,7 +179,7 @@ def test_tweedie(schedule: Schedule, x_over_sd: float) -> None:
         # The grid as above; 1 / alpha, at most 150, multiplies its rounding.
         assert (x - sigma * eps) / alpha == pytest.approx(x0, rel=1e-8, abs=1e-8)
         for name in prediction.names():
-            c = prediction.coefficients(name, np.array([alpha]), np.array([sigma]))
+            c = prediction.coefficients(name, np.array([alpha]), np.array([sigma]), schedule.step_sigma[[level]])
             out = c.t0 * x0 + c.te * (x - alpha * x0) / sigma
             assert (c.px * x + c.po * out).item() == pytest.approx(x0, rel=1e-9, abs=1e-9)
             assert (c.ex * x + c.eo * out).item() == pytest.approx(eps, rel=1e-8, abs=1e-8 * max(1.0, alpha / sigma))

@@ -1,0 +1,59 @@
+"""Noise levels by the ratio sigma / alpha, between those of a schedule where need be: Karras' and other spacings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from fastdiff.errors import InputError, lookup
+from fastdiff.schedules import Array, Schedule
+
+
+def karras(steps: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> Array:
+    """Return sigmas whose 1/rho-th power falls evenly, float64 [steps] (Karras et al. 2022, eq. 5)."""
+    return np.linspace(sigma_max ** (1 / rho), sigma_min ** (1 / rho), steps) ** rho
+
+
+def exponential(steps: int, sigma_min: float, sigma_max: float) -> Array:
+    """Return sigmas whose logarithm falls evenly, float64 [steps]: even in log-SNR (Lu et al. 2022, appendix D)."""
+    return np.geomspace(sigma_max, sigma_min, steps)
+
+
+SPACINGS: dict[str, Callable[[int, float, float], Array]] = {"karras": karras, "exponential": exponential}
+
+
+def names() -> tuple[str, ...]:
+    """Return the names of the spacings by sigma."""
+    return tuple(SPACINGS)
+
+
+def spaced(schedule: Schedule, steps: int | None, spacing: str, lands: bool = False) -> Array:
+    """Return `steps` falling values of sigma / alpha over the whole range of a schedule, float64 [steps].
+
+    With `lands`, one more, so that the last of `steps` steps lands on the schedule's cleanest level.
+
+    Raises:
+        InputError: the spacing is unknown, steps is no whole number above 0, or the schedule begins in pure noise.
+    """
+    steps = len(schedule) if steps is None else steps
+    if not isinstance(steps, (int, np.integer)) or steps < 1:
+        raise InputError(f"steps must be a whole number, at least 1, got {steps!r}")
+    if schedule.alpha[-1] == 0:
+        raise InputError(f"spacing {spacing!r} needs some signal in the noisiest level, and alpha is 0: give `sigmas`")
+    ratio = schedule.sigma / schedule.alpha
+    return lookup("spacing", spacing, SPACINGS)(int(steps) + lands, float(ratio[0]), float(ratio[-1]))
+
+
+def custom(sigmas: npt.ArrayLike) -> Array:
+    """Check sigmas chosen by hand: positive, finite, falling strictly. Raises InputError if they are not."""
+    try:
+        given = np.asarray(sigmas, dtype=np.float64)
+    except (TypeError, ValueError):
+        given = np.empty(0)
+    if given.ndim != 1 or given.size == 0 or not np.isfinite(given).all():
+        raise InputError("sigmas must be a non-empty list of numbers")
+    if given[-1] <= 0 or (np.diff(given) >= 0).any():
+        raise InputError("sigmas must fall strictly and stay above 0; leave out the final 0")
+    return given
