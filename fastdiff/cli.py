@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from pathlib import Path
@@ -11,16 +12,20 @@ import torch
 import typer
 
 from fastdiff import checkpoint as checkpoints
-from fastdiff import pictures, system
+from fastdiff import pictures, samplers, system
 from fastdiff.errors import FastdiffError, InputError, MissingDependencyError, lookup
 from fastdiff.ops import dispatch
 from fastdiff.sample import sample as run_plan
+from fastdiff.samplers import sigmas
+from fastdiff.samplers import spacing as spacings
 from fastdiff.train.config import TrainConfig
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help="A fast diffusion sampler.")
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
+SAMPLER, STEPS = "ddim", 50  # the winner of bench/results/few_steps.md at its number of evaluations
+SPACINGS = (*spacings.names(), *sigmas.names())
 RUN = TrainConfig()  # the defaults of `train`
 UsageError: Any = typer.BadParameter.__base__  # typer exports this subclass alone
 
@@ -56,10 +61,16 @@ def sample(
         str, typer.Option(help="Checkpoint folder, run folder, or the name of a shipped one.")
     ] = "digits",
     out: Annotated[Path, typer.Option(help="PNG to write.")] = Path("samples.png"),
-    sampler: Annotated[str, typer.Option(help="ddim or ddpm.")] = "ddim",
-    steps: Annotated[int, typer.Option(help="Network evaluations.")] = 50,
+    sampler: Annotated[str, typer.Option(help=f"{', '.join(samplers.SAMPLERS)}.")] = SAMPLER,
+    steps: Annotated[int, typer.Option(help="Steps; one network evaluation each, two for heun and its like.")] = STEPS,
     eta: Annotated[str | None, typer.Option(help="DDIM's eta: 0 deterministic, 1 ancestral, or sigma-hat.")] = None,
-    spacing: Annotated[str, typer.Option(help="leading, trailing, linspace, linear or quadratic.")] = "leading",
+    spacing: Annotated[
+        str | None, typer.Option(help=f"Which levels to visit: {', '.join(SPACINGS)}; the sampler's own if not given.")
+    ] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(help="Another option of the sampler, as order=3; may be given several times.")
+    ] = None,
+    plan_only: Annotated[bool, typer.Option("--plan", help="Print the sampler's table and draw nothing.")] = False,
     guidance: Annotated[float, typer.Option(help="w of u + w (c - u): 1 is none. For a network with classes.")] = 1.5,
     per_class: Annotated[int, typer.Option(help="Samples of each class: one row of the picture.")] = 10,
     count: Annotated[int, typer.Option(help="Samples in all, for a network without classes.")] = 100,
@@ -72,8 +83,11 @@ def sample(
     picture = pictures.checked(out)
     place, model_dtype = _device(device), lookup("dtype", dtype, DTYPES)
     loaded = checkpoints.load(checkpoint, place)
-    options: dict[str, Any] = {} if eta is None else {"eta": _eta(eta)}
-    plan = loaded.plan(sampler, steps=steps, spacing=spacing, **options)
+    chosen = {"spacing": spacing, "eta": None if eta is None else _value(eta), **_options(option or [])}
+    plan = loaded.plan(sampler, steps=steps, **{name: value for name, value in chosen.items() if value is not None})
+    if plan_only:
+        typer.echo(plan)
+        return
     classes = len(loaded.classes)
     labels = torch.arange(classes, device=place).repeat_interleave(_positive("per-class", per_class))
     number = len(labels) if classes else _positive("count", count)
@@ -237,9 +251,16 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _eta(text: str) -> float | str:
+def _options(texts: list[str]) -> dict[str, Any]:
+    if not all("=" in text for text in texts):
+        raise InputError(f"--option must be name=value, got {', '.join(texts)}")
+    return {name.strip().replace("-", "_"): _value(value) for name, _, value in (text.partition("=") for text in texts)}
+
+
+def _value(text: str) -> Any:
+    """Return what a text says: a number, a list, true, false or null, or else the text."""
     try:
-        return float(text)
+        return json.loads(text)
     except ValueError:
         return text
 
