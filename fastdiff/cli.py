@@ -83,8 +83,12 @@ def sample(
     picture = pictures.checked(out)
     place, model_dtype = _device(device), lookup("dtype", dtype, DTYPES)
     loaded = checkpoints.load(checkpoint, place)
-    chosen = {"spacing": spacing, "eta": None if eta is None else _value(eta), **_options(option or [])}
-    plan = loaded.plan(sampler, steps=steps, **{name: value for name, value in chosen.items() if value is not None})
+    named = {"spacing": spacing, "eta": None if eta is None else _value(eta)}
+    options = {name: value for name, value in named.items() if value is not None} | _options(option or [])
+    try:
+        plan = loaded.plan(sampler, steps=steps, **options)
+    except TypeError as error:
+        raise InputError(f"an option of {sampler} has a value of the wrong kind: {error}") from None
     if plan_only:
         typer.echo(plan)
         return

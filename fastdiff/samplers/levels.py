@@ -63,6 +63,7 @@ def visited(
     spacing: str = "leading",
     timesteps: Sequence[int] | None = None,
     sigmas: npt.ArrayLike | None = None,
+    between: tuple[float | None, float | None] = (None, None),
     final: str = "zero",
     start: int = 0,
 ) -> list[Level]:
@@ -75,6 +76,7 @@ def visited(
             pick levels in between.
         timesteps: indices of the schedule to visit instead, falling strictly.
         sigmas: values of sigma / alpha to visit instead, falling strictly and positive.
+        between: the least and the largest value of sigma / alpha for spacings by sigma; None is the schedule's.
         final: where the last step lands, "zero" (clean data) or "sigma_min" (the cleanest level of the schedule).
         start: how many of the levels to leave out at the noisy end, to begin from noised data.
 
@@ -84,7 +86,7 @@ def visited(
     lookup("final", final, _FINAL)
     lands = final == "sigma_min"
     if timesteps is None and (sigmas is not None or spacing in falling.SPACINGS):
-        ratios = falling.spaced(schedule, steps, spacing, lands) if sigmas is None else falling.custom(sigmas)
+        ratios = falling.spaced(schedule, steps, spacing, between, lands) if sigmas is None else falling.custom(sigmas)
         found = [at_ratio(schedule, ratio) for ratio in ratios.tolist()]
         cleanest = found.pop() if lands and sigmas is None else at_index(schedule, 0)
     else:

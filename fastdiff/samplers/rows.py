@@ -21,6 +21,7 @@ class Common(TypedDict, total=False):
 
     Attributes:
         sigmas: values of sigma / alpha to visit instead, falling strictly; they may lie between the schedule's.
+        sigma_min, sigma_max: where spacings by sigma begin and end; None is the schedule's own range.
         final: where the last step lands: "zero" (clean data) or "sigma_min" (the schedule's cleanest level).
         start: how many levels to leave out at the noisy end, to begin from noised data.
         clip: bound on |x0|; None for none.
@@ -29,6 +30,8 @@ class Common(TypedDict, total=False):
     """
 
     sigmas: npt.ArrayLike | None
+    sigma_min: float | None
+    sigma_max: float | None
     final: str
     start: int
     clip: float | None
@@ -64,6 +67,8 @@ class Rows:
         spacing: str = "karras",
         timesteps: Sequence[int] | None = None,
         sigmas: npt.ArrayLike | None = None,
+        sigma_min: float | None = None,
+        sigma_max: float | None = None,
         final: str = "zero",
         start: int = 0,
         clip: float | None = 1.0,
@@ -72,7 +77,7 @@ class Rows:
     ) -> None:
         """Choose the levels; the arguments are those of `Options`. Raises InputError where one is out of range."""
         self.schedule = schedule
-        self.levels = visited(schedule, steps, spacing, timesteps, sigmas, final, start)
+        self.levels = visited(schedule, steps, spacing, timesteps, sigmas, (sigma_min, sigma_max), final, start)
         if clip is not None and not clip > 0:
             raise InputError(f"clip must be > 0, or None for no clipping, got {clip}")
         self._clip, self._rederive, self._prediction = clip, rederive_eps and clip is not None, prediction

@@ -29,21 +29,37 @@ def names() -> tuple[str, ...]:
     return tuple(SPACINGS)
 
 
-def spaced(schedule: Schedule, steps: int | None, spacing: str, lands: bool = False) -> Array:
-    """Return `steps` falling values of sigma / alpha over the whole range of a schedule, float64 [steps].
+def spaced(
+    schedule: Schedule,
+    steps: int | None,
+    spacing: str,
+    between: tuple[float | None, float | None] = (None, None),
+    lands: bool = False,
+) -> Array:
+    """Return `steps` falling values of sigma / alpha, float64 [steps]; with `lands` one more, to land on.
 
-    With `lands`, one more, so that the last of `steps` steps lands on the schedule's cleanest level.
+    Args:
+        schedule: the levels that the network was trained on.
+        steps: how many; None is as many as the schedule has.
+        spacing: a name of SPACINGS.
+        between: the least and the largest of them; None is the schedule's.
+        lands: whether the last step lands on the least, rather than on clean data.
 
     Raises:
-        InputError: the spacing is unknown, steps is no whole number above 0, or the schedule begins in pure noise.
+        InputError: the spacing is unknown, steps is no whole number above 0, the range is empty, or the schedule
+            begins in pure noise.
     """
     steps = len(schedule) if steps is None else steps
     if not isinstance(steps, (int, np.integer)) or steps < 1:
         raise InputError(f"steps must be a whole number, at least 1, got {steps!r}")
-    if schedule.alpha[-1] == 0:
-        raise InputError(f"spacing {spacing!r} needs some signal in the noisiest level, and alpha is 0: give `sigmas`")
-    ratio = schedule.sigma / schedule.alpha
-    return lookup("spacing", spacing, SPACINGS)(int(steps) + lands, float(ratio[0]), float(ratio[-1]))
+    low, high = between
+    if high is None and schedule.alpha[-1] == 0:
+        raise InputError(f"spacing {spacing!r} needs some signal in the noisiest level: give sigma_max or sigmas")
+    low = schedule.sigma[0] / schedule.alpha[0] if low is None else low
+    high = schedule.sigma[-1] / schedule.alpha[-1] if high is None else high
+    if not 0 < low < high < np.inf:
+        raise InputError(f"sigmas need 0 < sigma_min < sigma_max, got {low:g} and {high:g}")
+    return lookup("spacing", spacing, SPACINGS)(int(steps) + lands, float(low), float(high))
 
 
 def custom(sigmas: npt.ArrayLike) -> Array:
