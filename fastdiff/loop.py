@@ -139,7 +139,7 @@ class Loop:
             rescale = self.ops.guidance_rescale(out, u, w, setup.guidance_rescale)
         if setup.dynamic_threshold is not None:
             quantile = setup.dynamic_threshold
-            limit = self.ops.threshold(self.x, out, table, layout, self.rows[row], u, w, rescale, quantile)
+            limit = self.ops.threshold(self.x, out, table, layout, self.rows[row], u, w, rescale, None, quantile)
         self.ops.step_directly(
             *(self.x, out, table, layout, self.rows[row], u, w, self.inputs.key, self.model_input, self.first_bad),
             *(v, rescale, limit, self.y, self.history, z, self.x0),

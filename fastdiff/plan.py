@@ -5,10 +5,12 @@
     eps  = ex x + eo out + e0 x0
     x'   = cx x + cy y + c0 x0 + ce eps + sum_k chk h_k + cz exp(cv v) z  next state
     y'   = dx x + dy y + d0 x0 + de eps + sum_k dhk h_k + dz z            next anchor
+    x'   = x' + mask (k0 known + kz z - x')                               what is known is put back
     h_slot = x0 or eps                                                    history, written after it was read
 
-`z` is a standard normal, `v` the extra output of a network that learns its variance, and the network is given
-`scale_in x` and `t`. docs/step.md says in which order a step rounds.
+`z` is a standard normal, `v` the extra output of a network that learns its variance, `known` an image of which `mask`
+says where it is known (1: here, 0: not), and the network is given `scale_in x` and `t`. docs/step.md says in which
+order a step rounds.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ NEUTRAL: dict[str, float] = {
     "dy": 1.0,
     **dict.fromkeys(("d0", "de"), 0.0),
     **{f"dh{k}": 0.0 for k in range(HISTORY_SLOTS)},
-    "dz": 0.0,
+    **dict.fromkeys(("dz", "k0", "kz"), 0.0),
     "slot": -1.0,
 }
 # In a step's layout, behind the columns and what the history keeps: noise by the hardware's log, sine and cosine.
@@ -141,7 +143,7 @@ class Plan:
     @property
     def draws_noise(self) -> bool:
         """Whether any row draws noise."""
-        return "cz" in self.columns or "dz" in self.columns
+        return not {"cz", "dz", "kz"}.isdisjoint(self.columns)
 
     @property
     def learns_variance(self) -> bool:

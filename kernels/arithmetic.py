@@ -82,9 +82,19 @@ def clip(x, low, high):
 
 
 @triton.jit
-def guided(out, uncond, w):
-    """`uncond + w (out - uncond)`, and exactly out where w is 1."""
-    return tl.where(w == 1.0, out, tl.fma(w, out - uncond, uncond))
+def guided(out, uncond, w, w_uncond):
+    """`uncond + w (out - uncond)`, exactly out where w is 1; or, with a weight for each, `w out + w_uncond uncond`."""
+    if w_uncond is None:
+        result = tl.where(w == 1.0, out, tl.fma(w, out - uncond, uncond))
+    else:
+        result = tl.fma(w, out, w_uncond * uncond)
+    return result
+
+
+@triton.jit
+def inpainted(x, keep, mask):
+    """x where the mask is 0, keep where it is 1, and in between what lies between."""
+    return tl.where(mask == 1.0, keep, tl.fma(mask, keep - x, x))
 
 
 @triton.jit

@@ -13,10 +13,8 @@ from torch import Tensor
 
 from fastdiff.kernels import operands
 from fastdiff.kernels.launch import Argument, Launch, run
-from fastdiff.kernels.parts import cut, draw_part, parts, settled, sum_of_tile, whose_noise
+from fastdiff.kernels.parts import adding, cut, draw_part, parts, settled, sum_of_tile, whose_noise
 from fastdiff.kernels.tiles import block_of, left_of, read, sample_of, value_of, write
-
-_PARTS = 1024  # that are added at a time
 
 
 @triton.jit
@@ -44,17 +42,6 @@ def mean_of_part_kernel(
     error = predicted - draw_part(key, samples, sample, draw, stream, draw_per_sample, BLOCK, WIDTH)
     total = sum_of_tile(error * error, left, BLOCK, WIDTH, EVEN)
     tl.store(mean + sample * tl.num_programs(0) + tl.program_id(0), total / elements)
-
-
-@triton.jit
-def sum_kernel(part, total, parts, BLOCK: tl.constexpr):
-    """Write the sum of a sample's parts."""
-    sample = tl.program_id(0).to(tl.int64)
-    sums = tl.zeros([BLOCK], tl.float64)
-    for first in range(0, parts, BLOCK):
-        place = first + tl.arange(0, BLOCK)
-        sums += tl.load(part + sample * parts + place, mask=place < parts, other=0.0)
-    tl.store(total + sample, tl.sum(sums, 0))
 
 
 @triton.jit
@@ -113,7 +100,7 @@ def noise_loss(pred: Tensor, key: Tensor, draw: Tensor, stream: int) -> Tensor:
     }
     run(Launch(mean_of_part_kernel, blocks.grid, arguments, blocks.options))
     if count > 1:
-        run(Launch(sum_kernel, (samples, 1, 1), {"part": mean, "total": loss, "parts": count, "BLOCK": _PARTS}))
+        run(adding(mean, loss))
     return loss
 
 

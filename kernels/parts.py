@@ -9,13 +9,14 @@ from torch import Tensor
 
 from fastdiff.errors import InputError
 from fastdiff.kernels import operands
-from fastdiff.kernels.launch import Argument
+from fastdiff.kernels.launch import Argument, Launch
 from fastdiff.kernels.operands import Blocks
 from fastdiff.kernels.tiles import draw_normals, place_of, value_of
 
 _ACCESS = 16  # bytes, and elements, that the compiler knows to divide an address or a stride
 NO_NOISE: dict[str, Argument] = {"key": None, "draw": None, "stream": 0, "draw_per_sample": False}
 _PER_WARP = 512  # elements, and the least of a part
+PARTS = 1024  # whose numbers are added at a time
 
 
 def parts(samples: int, elements: int, width: int, most: int = 2048) -> Blocks:
@@ -72,3 +73,20 @@ def sum_of_tile(tile, left, BLOCK: tl.constexpr, WIDTH: tl.constexpr, EVEN: tl.c
     if WIDTH == 8:
         tile = tl.sum(tile, 2)
     return tl.sum(tl.sum(tile, 1), 0)
+
+
+@triton.jit
+def sum_kernel(part, total, parts, BLOCK: tl.constexpr):
+    """Write one sum over parts."""
+    which = tl.program_id(0).to(tl.int64)
+    sums = tl.zeros([BLOCK], tl.float64)
+    for first in range(0, parts, BLOCK):
+        place = first + tl.arange(0, BLOCK)
+        sums += tl.load(part + which * parts + place, mask=place < parts, other=0.0)
+    tl.store(total + which, tl.sum(sums, 0))
+
+
+def adding(part: Tensor, total: Tensor) -> Launch:
+    """The launch that writes the sums of `part`, float32 [..., parts], over parts and in float64, to `total` [...]."""
+    arguments: dict[str, Argument] = {"part": part, "total": total, "parts": part.shape[-1], "BLOCK": PARTS}
+    return Launch(sum_kernel, (total.numel(), 1, 1), arguments)

@@ -1,5 +1,6 @@
-"""The Triton ops that reduce a sample to one number, which `step` then reads like w: guidance rescale and threshold.
+"""The Triton ops that reduce a sample to numbers, from which follows what `step` reads like w.
 
+They are guidance rescale, the inner products of the two outputs of guidance, and threshold.
 Nothing is read back, no float is added atomically, and samples are cut into parts whatever the batch is: a sample's
 number has the same bits in every run and in every batch.
 """
@@ -17,11 +18,10 @@ from fastdiff.errors import InputError
 from fastdiff.kernels import operands
 from fastdiff.kernels.arithmetic import guided
 from fastdiff.kernels.launch import Argument, Launch, run
-from fastdiff.kernels.parts import cut, parts, settled, sum_of_tile
+from fastdiff.kernels.parts import PARTS, adding, cut, parts, settled, sum_of_tile
 from fastdiff.kernels.step import COLUMNS, X0, coefficients, columns_of, linear
 from fastdiff.kernels.tiles import block_of, left_of, place_of, read, sample_of, value_of
 
-_PARTS = 1024  # whose moments are added at a time
 _COUNTED = 4096  # elements of a part whose digits are counted
 _DIGITS = tl.constexpr(4)  # of 8 bits, the highest one first
 _BINS = tl.constexpr(256)
@@ -68,7 +68,7 @@ def moments_of_part_kernel(
     count = tl.minimum(left, BLOCK).to(tl.float32)
     shifted = conditional - first_out
     _write_moments(to, shifted, count, left, BLOCK, WIDTH, EVEN)
-    shifted = guided(conditional, unconditional, weight) - guided(first_out, first_uncond, weight)
+    shifted = guided(conditional, unconditional, weight, None) - guided(first_out, first_uncond, weight, None)
     _write_moments(to + 2, shifted, count, left, BLOCK, WIDTH, EVEN)
 
 
@@ -153,8 +153,69 @@ def guidance_rescale(out: Tensor, uncond: Tensor, w: Tensor, phi: float) -> Tens
         "parts": count,
         "elements": elements,
     }
-    run(Launch(rescale_kernel, (samples, 1, 1), {**merging, "PART": blocks.block, "BLOCK": _PARTS}))
+    run(Launch(rescale_kernel, (samples, 1, 1), {**merging, "PART": blocks.block, "BLOCK": PARTS}))
     return factor
+
+
+@triton.jit
+def products_of_part_kernel(
+    out,
+    out_stride,
+    uncond,
+    uncond_stride,
+    products,
+    samples,
+    elements,
+    BLOCK: tl.constexpr,
+    WIDTH: tl.constexpr,
+    EVEN: tl.constexpr,
+    MANY: tl.constexpr,
+):
+    """Write what one part of a sample gives to each of its inner products, [3, samples, parts]."""
+    sample = sample_of(MANY)
+    if MANY and sample >= samples:
+        return
+    left = left_of(elements, BLOCK)
+    conditional = read(block_of(out, sample, out_stride, elements, BLOCK), left, BLOCK, WIDTH, EVEN, True)
+    other = read(block_of(uncond, sample, uncond_stride, elements, BLOCK), left, BLOCK, WIDTH, EVEN, True)
+    apart = conditional - other
+    to = products + sample * tl.num_programs(0) + tl.program_id(0)
+    to_next = samples.to(tl.int64) * tl.num_programs(0)
+    tl.store(to, sum_of_tile(conditional * conditional, left, BLOCK, WIDTH, EVEN))
+    tl.store(to + to_next, sum_of_tile(conditional * apart, left, BLOCK, WIDTH, EVEN))
+    tl.store(to + 2 * to_next, sum_of_tile(apart * apart, left, BLOCK, WIDTH, EVEN))
+
+
+def inner_products(out: Tensor, uncond: Tensor) -> Tensor:
+    """Return three inner products of each sample; see `fastdiff.ops.reference.inner_products`.
+
+    Raises:
+        InputError: shapes, dtypes or devices do not match.
+    """
+    elements, samples = operands.elements_of(out), len(out)
+    operands.check_image("out", out, out)
+    operands.check_image("uncond", uncond, out)
+    result = out.new_empty((3, samples), dtype=torch.float32)
+    if out.numel() == 0:
+        return result.zero_()
+    out, uncond = settled(out, elements), settled(uncond, elements)
+    blocks = parts(samples, elements, operands.width(out, uncond))
+    count = blocks.grid[0]
+    products = result if count == 1 else out.new_empty((3, samples, count), dtype=torch.float32)
+    arguments: dict[str, Argument] = {
+        "out": out,
+        "out_stride": operands.sample_stride(out, elements),
+        "uncond": uncond,
+        "uncond_stride": operands.sample_stride(uncond, elements),
+        "products": products,
+        "samples": samples,
+        "elements": elements,
+        **cut(blocks),
+    }
+    run(Launch(products_of_part_kernel, blocks.grid, arguments, blocks.options))
+    if count > 1:
+        run(adding(products, result))
+    return result
 
 
 @triton.jit
@@ -169,6 +230,8 @@ def count_kernel(
     w_per_sample: tl.constexpr,
     scale,
     scale_per_sample: tl.constexpr,
+    w_uncond,
+    w_uncond_per_sample: tl.constexpr,
     table,
     rows,
     columns,
@@ -206,7 +269,8 @@ def count_kernel(
     output = read(block_of(out, sample, out_stride, elements, BLOCK), left, BLOCK, WIDTH, EVEN, False)
     if uncond is not None:
         other = read(block_of(uncond, sample, uncond_stride, elements, BLOCK), left, BLOCK, WIDTH, EVEN, False)
-        output = guided(output, other, value_of(w, sample, w_per_sample))
+        weight_uncond = None if w_uncond is None else value_of(w_uncond, sample, w_uncond_per_sample)
+        output = guided(output, other, value_of(w, sample, w_per_sample), weight_uncond)
     if scale is not None:
         output = value_of(scale, sample, scale_per_sample) * output
     x0 = linear(layout, X0, x0_coefficients, (state, output))
@@ -266,6 +330,7 @@ def threshold(
     uncond: Tensor | None,
     w: Tensor | None,
     scale: Tensor | None,
+    w_uncond: Tensor | None,
     quantile: float,
 ) -> Tensor:
     """Return each sample's quantile of |x0|; see `fastdiff.ops.reference.threshold`. NaN is above every number.
@@ -280,7 +345,7 @@ def threshold(
         raise InputError(f"quantile must be in 0..1, got {quantile}")
     if elements == 0 and samples > 0:
         raise InputError("threshold needs samples with elements")
-    arguments = _prediction(x, out, table, layout, row, uncond, w, scale)
+    arguments = _prediction(x, out, table, layout, row, uncond, w, scale, w_uncond)
     result = x.new_empty(samples)
     if samples == 0:
         return result
@@ -311,18 +376,21 @@ def _prediction(
     uncond: Tensor | None,
     w: Tensor | None,
     scale: Tensor | None,
+    w_uncond: Tensor | None,
 ) -> dict[str, Argument]:
     """The arguments of a kernel that predicts x0, checked."""
     elements = operands.elements_of(x)
     operands.check_image("x", x, x, (torch.float32,))
     operands.check_image("out", out, x)
     if uncond is None:
-        w = None
+        w = w_uncond = None
     elif w is None:
         raise InputError("uncond needs w, the guidance scale of each sample")
     else:
         operands.check_image("uncond", uncond, x)
         uncond, w = operands.dense(uncond), operands.per_sample("w", w, x, torch.float32)
+    if w_uncond is not None:
+        w_uncond = operands.per_sample("w_uncond", w_uncond, x, torch.float32)
     if scale is not None:
         scale = operands.per_sample("scale", scale, x, torch.float32)
     table = operands.table(table, x, columns_of(layout))
@@ -339,6 +407,8 @@ def _prediction(
         "w_per_sample": w is not None and w.stride(0) == 1,
         "scale": scale,
         "scale_per_sample": scale is not None and scale.stride(0) == 1,
+        "w_uncond": w_uncond,
+        "w_uncond_per_sample": w_uncond is not None and w_uncond.stride(0) == 1,
         "table": table,
         "rows": table.shape[0],
         "columns": table.shape[1],

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastdiff.errors import InputError
 from fastdiff.kernels import operands
-from fastdiff.kernels.arithmetic import clip, exp, guided
+from fastdiff.kernels.arithmetic import clip, exp, guided, inpainted
 from fastdiff.kernels.launch import Argument, Launch, call
 from fastdiff.kernels.parts import cut
 from fastdiff.kernels.tiles import (
@@ -32,7 +32,8 @@ COLUMNS = {name: 1 << k for k, name in enumerate(NEUTRAL)}
 STORES_EPS = 1 << len(NEUTRAL)
 _ALL_COLUMNS = STORES_EPS - 1
 _ALL_BITS = (FAST_NORMALS << 1) - 1
-_DRAWS_NOISE = COLUMNS["cz"] | COLUMNS["dz"]
+_DRAWS_NOISE = COLUMNS["cz"] | COLUMNS["dz"] | COLUMNS["kz"]
+_INPAINTS = COLUMNS["k0"] | COLUMNS["kz"]
 _SPREADS = COLUMNS["cz"] | COLUMNS["cv"]
 _WRITES_ANCHOR = sum(bit for name, bit in COLUMNS.items() if name.startswith("d"))
 _NEEDS_ANCHOR = _WRITES_ANCHOR | COLUMNS["cy"]
@@ -41,7 +42,8 @@ _NEEDS_HISTORY = sum(_READS_SLOT) | COLUMNS["slot"]
 _STATE_DTYPES = (torch.float32,)
 # The arguments of `step` that are written, and their places.
 _WRITTEN = {"x": 0, "model_input": 8, "first_bad": 9, "y": 13, "history": 14, "x0_out": 16}
-_APART = tuple((written, read) for written in _WRITTEN for read in ("out", "uncond", "variance", "z"))
+_READ = ("out", "uncond", "variance", "z", "known", "mask")
+_APART = tuple((written, read) for written in _WRITTEN for read in _READ)
 
 _STREAM = tl.constexpr(STREAMS["step"])
 _BITS = tl.constexpr(COLUMNS)  # not a plain dict, in which Triton's cache on disk would not see another order
@@ -50,6 +52,7 @@ _FAST_BIT = tl.constexpr(FAST_NORMALS)
 X0 = tl.constexpr(("px", "po"))
 _EPS = tl.constexpr(("ex", "eo", "e0"))
 _STATE = tl.constexpr(("cx", "cy", "c0", "ce", "ch0", "ch1", "ch2", "ch3", "cz"))
+_KNOWN = tl.constexpr(("k0", "kz"))
 _ANCHOR = tl.constexpr(("dx", "dy", "d0", "de", "dh0", "dh1", "dh2", "dh3", "dz"))
 
 
@@ -158,6 +161,9 @@ def step_kernel(
     history,
     z,
     x0_out,
+    w_uncond,
+    known,
+    mask,
     samples,
     elements,
     rows,
@@ -170,6 +176,8 @@ def step_kernel(
     slot_stride,
     z_stride,
     x0_out_stride,
+    known_stride,
+    mask_stride,
     layout: tl.constexpr,
     row_per_sample: tl.constexpr,
     ANCHOR: tl.constexpr,
@@ -186,29 +194,33 @@ def step_kernel(
     if MANY and sample >= samples:
         return
     number = value_of(row, sample, row_per_sample)
-    known = (number >= 0) & (number < rows)
+    exists = (number >= 0) & (number < rows)
     at = table + number * _columns(layout)
-    x0_c = coefficients(at, known, layout, X0)
-    eps_c = coefficients(at, known, layout, _EPS)
-    state_c = coefficients(at, known, layout, _STATE)
-    anchor_c = coefficients(at, known, layout, _ANCHOR)
-    cv = coefficient(at, known, layout, "cv")
-    bound = coefficient(at, known, layout, "clip")
+    x0_c = coefficients(at, exists, layout, X0)
+    eps_c = coefficients(at, exists, layout, _EPS)
+    state_c = coefficients(at, exists, layout, _STATE)
+    anchor_c = coefficients(at, exists, layout, _ANCHOR)
+    known_c = coefficients(at, exists, layout, _KNOWN)
+    cv = coefficient(at, exists, layout, "cv")
+    bound = coefficient(at, exists, layout, "clip")
     ratio = 1.0
     if threshold is not None:
         clip_to, limit = bound, tl.load(threshold + sample)
         bound = tl.where(limit > clip_to, limit, clip_to)
         ratio = tl.where(bound == clip_to, 1.0, tl.div_rn(clip_to, bound))
     following = table + tl.minimum(number + 1, rows - 1) * _columns(layout)
-    scale_in = coefficient(following, known, layout, "scale_in")
+    scale_in = coefficient(following, exists, layout, "scale_in")
+    weight_uncond = None
     if uncond is not None:
         weight = tl.load(w + sample)
+        if w_uncond is not None:
+            weight_uncond = tl.load(w_uncond + sample)
     if scale is not None:
         factor = tl.load(scale + sample)
     if key is not None:
         seed, index = tl.load(key + sample), tl.load(key + samples + sample)
     if _uses(layout, "slot"):
-        slot = coefficient(at, known, layout, "slot")
+        slot = coefficient(at, exists, layout, "slot")
         is_slot = (slot >= 0) & (slot < SLOTS)
         slot_begin = slot.to(tl.int32).to(tl.int64) * slot_stride
 
@@ -222,12 +234,12 @@ def step_kernel(
         if uncond is not None:
             u_block = block_of(uncond, sample, uncond_stride, elements, BLOCK) + first
             u = read(u_block, left, TILE, WIDTH, EVEN, True)
-            output = guided(output, u, weight)
+            output = guided(output, u, weight, weight_uncond)
         if scale is not None:
             output = factor * output
 
         # What no column multiplies is never used: any tile stands in its place.
-        anchor, h0, h1, h2, h3, noise = state, state, state, state, state, state
+        anchor, h0, h1, h2, h3, noise, image = state, state, state, state, state, state, state
         if y is not None:
             y_block = block_of(y, sample, y_stride, elements, BLOCK) + first
             anchor = read(y_block, left, TILE, WIDTH, EVEN, False)
@@ -252,6 +264,12 @@ def step_kernel(
         if variance is not None:
             v_block = block_of(variance, sample, variance_stride, elements, BLOCK) + first
             spread = exp(cv * read(v_block, left, TILE, WIDTH, EVEN, True)) * noise
+        if known is not None:
+            known_block = block_of(known, sample, known_stride, elements, BLOCK) + first
+            image = read(known_block, left, TILE, WIDTH, EVEN, False)
+        if mask is not None:
+            mask_block = block_of(mask, sample, mask_stride, elements, BLOCK) + first
+            is_known = read(mask_block, left, TILE, WIDTH, EVEN, False)
 
         x0 = linear(layout, X0, x0_c, (state, output))
         if _uses(layout, "clip"):
@@ -260,6 +278,8 @@ def step_kernel(
             x0 = x0 * ratio
         eps = linear(layout, _EPS, eps_c, (state, output, x0))
         x_next = linear(layout, _STATE, state_c, (state, anchor, x0, eps, h0, h1, h2, h3, spread))
+        if mask is not None:
+            x_next = inpainted(x_next, linear(layout, _KNOWN, known_c, (image, noise)), is_known)
 
         write(x_block, left, x_next, TILE, WIDTH, EVEN)
         if ANCHOR:
@@ -304,6 +324,9 @@ def step(
     history: Tensor | None = None,
     z: Tensor | None = None,
     x0_out: Tensor | None = None,
+    w_uncond: Tensor | None = None,
+    known: Tensor | None = None,
+    mask: Tensor | None = None,
 ) -> None:
     """Carry out one row of a plan per sample, in place; see `fastdiff.ops.reference.step`.
 
@@ -314,8 +337,9 @@ def step(
             that is written shares memory with one that is read other than element for element.
     """
     arguments = (x, out, table, layout, row, uncond, w, key, model_input, first_bad, variance, scale, threshold)
-    if not call(launch, *arguments, y, history, z, x0_out):
-        _step_on_copies(*arguments, y, history, z, x0_out)
+    others = (y, history, z, x0_out, w_uncond, known, mask)
+    if not call(launch, *arguments, *others):
+        _step_on_copies(*arguments, *others)
 
 
 def _step_on_copies(*arguments: Any) -> None:
@@ -351,9 +375,12 @@ def launch(
     history: Tensor | None = None,
     z: Tensor | None = None,
     x0_out: Tensor | None = None,
+    w_uncond: Tensor | None = None,
+    known: Tensor | None = None,
+    mask: Tensor | None = None,
 ) -> Launch | None:
     """The launch of a `step`; None for tensors that no kernel can address. Raises as `step`."""
-    images = (x, out, uncond, model_input, variance, y, history, z, x0_out)
+    images = (x, out, uncond, model_input, variance, y, history, z, x0_out, known, mask)
     if not operands.are_dense(images) or not (first_bad is None or first_bad.is_contiguous()):
         return None
     elements = operands.elements_of(x)
@@ -378,6 +405,7 @@ def launch(
     y = _needed_anchor(x, layout, y)
     history = _needed_history(x, layout, history)
     key, z = _needed_noise(x, layout, key, z)
+    known, mask = _needed_known(x, layout, known, mask)
     if x0_out is not None:
         operands.check_image("x0_out", x0_out, x, _STATE_DTYPES)
     # Fast normals leave so little to compute per element that it pays to share the rest among more of them.
@@ -402,6 +430,9 @@ def launch(
         "history": history,
         "z": z,
         "x0_out": x0_out,
+        "w_uncond": dense_per_sample("w_uncond", None if uncond is None else w_uncond, x, torch.float32),
+        "known": known,
+        "mask": mask,
         "samples": samples,
         "elements": elements,
         "rows": table.shape[0],
@@ -414,6 +445,8 @@ def launch(
         "slot_stride": None if history is None else history.stride(0),
         "z_stride": stride(z, elements),
         "x0_out_stride": stride(x0_out, elements),
+        "known_stride": stride(known, elements),
+        "mask_stride": stride(mask, elements),
         "layout": layout,
         "row_per_sample": row.stride(0) == 1,
         "ANCHOR": y is not None and bool(layout & _WRITES_ANCHOR),
@@ -468,6 +501,22 @@ def _needed_noise(x: Tensor, layout: int, key: Tensor | None, z: Tensor | None) 
     if key is None:
         raise InputError("the table has columns of noise, which need key or z")
     return operands.keys(key, x), None
+
+
+def _needed_known(
+    x: Tensor, layout: int, known: Tensor | None, mask: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    if not layout & _INPAINTS:
+        return None, None
+    if mask is None:
+        raise InputError("the table has columns of what is known, which need mask")
+    operands.check_image("mask", mask, x, _STATE_DTYPES)
+    if not layout & COLUMNS["k0"]:
+        return None, mask
+    if known is None:
+        raise InputError("the table has the column k0, which needs known")
+    operands.check_image("known", known, x, _STATE_DTYPES)
+    return known, mask
 
 
 def _check_memory(tensors: Mapping[str, Any]) -> None:

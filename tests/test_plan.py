@@ -119,7 +119,7 @@ def test_what_a_plan_needs(column: str, anchor: bool, noise: bool, variance: boo
 def test_layout(stores: str) -> None:
     """Bit k is set for the k-th name of `NEUTRAL`, whatever the order given; the bit behind them is for eps."""
     plan = Plan.build("p", [2.0, 1.0], {"slot": [0.0, 1.0], "px": 1.0, "scale_in": 2.0}, stores=stores)
-    assert plan.layout == 0b11 | 1 << 26 | (stores == "eps") << 27
+    assert plan.layout == 0b11 | 1 << 28 | (stores == "eps") << 29
     assert Plan.build("p", [1.0], {}).layout == 0
 
 

@@ -7,6 +7,7 @@ import torch
 import fastdiff as fd
 from fastdiff.loop import Setup
 from fastdiff.ops import schema
+from fastdiff.plan import FAST_NORMALS
 from tests.backends import BACKENDS, each_backend, needs_interpreter
 
 SCHEDULE = fd.schedules.linear(100)
@@ -342,14 +343,14 @@ def test_fast_normals_are_of_gpu_backends(backend):
         fd.sample(model, plan(), SHAPE, backend=backend, normals="fast")
 
 
-@pytest.mark.parametrize(("eta", "bit"), [(0.0, 0), (1.0, 1 << 28)])
+@pytest.mark.parametrize(("eta", "bit"), [(0.0, 0), (1.0, FAST_NORMALS)])
 def test_fast_normals_are_a_bit_of_the_layout(eta, bit):
     """Behind the columns and what the history keeps; a plan without noise has one layout."""
     steps = plan(eta=eta)
     exact, fast = (Setup(steps, SHAPE, CPU, torch.float32, "triton", normals=kind) for kind in ("exact", "fast"))
     assert exact.layout == steps.layout
     assert fast.layout == steps.layout | bit
-    assert steps.layout < 1 << 28
+    assert steps.layout < FAST_NORMALS
 
 
 def test_a_device_that_is_not_there():

@@ -31,8 +31,6 @@ struct Formula {
     const uint64_t span = ((uint64_t{2} << (last - first)) - 1) << first;
     return (columns & span) || (questions & span && uses.any(first, last));
   }
-  FASTDIFF_INLINE bool draws_noise() const { return has(CZ); }
-  FASTDIFF_INLINE bool writes_anchor() const { return false; }
 };
 
 using DdimClipped = Formula<set_of(PX, PO, CLIP, EX, E0, C0, CE)>;
@@ -42,6 +40,8 @@ using AncestralClipped = Formula<set_of(PX, PO, CLIP, CX, C0)>;
 using Ancestral = Formula<set_of(PX, PO, CX, C0)>;
 using MultistepClipped = Formula<set_of(PX, PO, CLIP, CX, C0, CH0, SLOT)>;
 using Multistep = Formula<set_of(PX, PO, CX, C0, CH0, SLOT)>;
+// Any other columns, without what few calls have: two weights of guidance, and inpainting.
+using Usual = Formula<0, ~set_of(WEIGHTED, K0, KZ)>;
 
 }  // namespace
 }  // namespace fastdiff

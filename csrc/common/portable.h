@@ -105,6 +105,7 @@ FASTDIFF_INLINE uint32_t arithmetic_shift_right(uint32_t word) {
 }
 
 FASTDIFF_INLINE float select_odd(uint32_t word, float odd, float even) { return word & 1u ? odd : even; }
+FASTDIFF_INLINE float select_one(float x, float one, float other) { return x == 1.0f ? one : other; }
 
 #if defined(__CUDACC__)
 // One multiplication. The compiler does not see that the words belong together, or it would test bits of both.

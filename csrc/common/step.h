@@ -1,6 +1,7 @@
 // One row of a plan on lanes of elements: the equations of docs/step.md in their order of rounding.
 //
-// `io` loads and stores the lanes: x(), out(), uncond(), variance(), y(), history(k), z() and store_*(value).
+// `io` loads and stores the lanes: x(), out(), uncond(), variance(), y(), history(k), z(), known(), mask() and
+// store_*(value).
 #pragma once
 
 #include "common/columns.h"
@@ -48,7 +49,9 @@ FASTDIFF_INLINE F exponential(F a) {
 template <class F, class Uses, class IO>
 FASTDIFF_INLINE F guided(const Uses& uses, const Row& row, IO& io) {
   F out = io.out();
-  if (uses.has(GUIDED) && row.w != 1.0f) {
+  if (uses.has(GUIDED) && uses.has(WEIGHTED)) {
+    out = fma(splat<F>(row.w), out, row.w_uncond * io.uncond());
+  } else if (uses.has(GUIDED) && row.w != 1.0f) {
     const F uncond = io.uncond();
     out = fma(splat<F>(row.w), out - uncond, uncond);
   }
@@ -95,6 +98,15 @@ FASTDIFF_INLINE F next_state(const Uses& uses, const Row& row, IO& io, F x, F x0
   return add_term(uses.has(first + kZ), row.c[first + kZ], z, sum);
 }
 
+// x' where the mask is 0, what is known, at its level of noise, where it is 1.
+template <class F, class Uses, class IO>
+FASTDIFF_INLINE F inpainted(const Uses& uses, const Row& row, IO& io, F x_next, F z) {
+  const F known = uses.has(K0) ? fma(splat<F>(row.c[K0]), io.known(), no_terms<F>()) : no_terms<F>();
+  const F keep = add_term(uses.has(KZ), row.c[KZ], z, known);
+  const F mask = io.mask();
+  return select_one(mask, keep, fma(mask, keep - x_next, x_next));
+}
+
 template <class F, class Uses, class IO>
 FASTDIFF_INLINE void step(const Uses& uses, const Row& row, IO&& io) {
   const F x = io.x();
@@ -102,13 +114,14 @@ FASTDIFF_INLINE void step(const Uses& uses, const Row& row, IO&& io) {
   const F x0 = clip_x0(uses, row, predict_x0(uses, row, x, out));
   const F eps = predict_eps(uses, row, x, out, x0);
 
-  const F z = uses.draws_noise() ? io.z() : splat<F>(0.0f);
+  const F z = draws_noise(uses) ? io.z() : splat<F>(0.0f);
   F spread = z;
   if (uses.has(CV)) spread = exponential(row.c[CV] * io.variance()) * z;
 
   F x_next = splat<F>(0.0f);
   if (uses.any(CX, CZ)) x_next = next_state<CX>(uses, row, io, x, x0, eps, spread);
-  if (uses.writes_anchor()) io.store_y(next_state<DX>(uses, row, io, x, x0, eps, z));
+  if (inpaints(uses)) x_next = inpainted(uses, row, io, x_next, z);
+  if (writes_anchor(uses)) io.store_y(next_state<DX>(uses, row, io, x, x0, eps, z));
   if (uses.has(SLOT)) io.store_history(row.c[SLOT], uses.has(STORES_EPS) ? eps : x0);
 
   io.store_x(x_next);

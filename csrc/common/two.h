@@ -83,6 +83,11 @@ FASTDIFF_INLINE Two<L> select_odd(Two<I> word, Two<L> odd, Two<L> even) {
 }
 
 template <class L>
+FASTDIFF_INLINE Two<L> select_one(Two<L> x, Two<L> one, Two<L> other) {
+  return {select_one(x.low, one.low, other.low), select_one(x.high, one.high, other.high)};
+}
+
+template <class L>
 FASTDIFF_INLINE auto wide_product(Two<L> a, uint32_t b) -> Two<decltype(wide_product(a.low, b))> {
   return {wide_product(a.low, b), wide_product(a.high, b)};
 }

@@ -40,6 +40,9 @@ FASTDIFF_INLINE Ints arithmetic_shift_right(Ints word) {
 FASTDIFF_INLINE Floats select_odd(Ints word, Floats odd, Floats even) {
   return _mm256_blendv_ps(even, odd, (__m256)(word << 31));
 }
+FASTDIFF_INLINE Floats select_one(Floats x, Floats one, Floats other) {
+  return _mm256_blendv_ps(other, one, _mm256_cmp_ps(x, _mm256_set1_ps(1.0f), _CMP_EQ_OQ));
+}
 
 FASTDIFF_INLINE Words wide_product(Words a, uint32_t b) {
   return (Words)_mm256_mul_epu32((__m256i)a, _mm256_set1_epi64x(b));

@@ -39,6 +39,9 @@ FASTDIFF_INLINE Ints arithmetic_shift_right(Ints word) {
 FASTDIFF_INLINE Floats select_odd(Ints word, Floats odd, Floats even) {
   return _mm512_mask_mov_ps(even, _mm512_test_epi32_mask((__m512i)word, _mm512_set1_epi32(1)), odd);
 }
+FASTDIFF_INLINE Floats select_one(Floats x, Floats one, Floats other) {
+  return _mm512_mask_mov_ps(other, _mm512_cmp_ps_mask(x, _mm512_set1_ps(1.0f), _CMP_EQ_OQ), one);
+}
 
 FASTDIFF_INLINE Words wide_product(Words a, uint32_t b) {
   return (Words)_mm512_mul_epu32((__m512i)a, _mm512_set1_epi64(b));

@@ -1,4 +1,5 @@
-// The ops that reduce a sample to one number, which `step` then reads like w: guidance rescale and dynamic threshold.
+// The ops that reduce a sample to numbers, from which follows what `step` reads like w: guidance rescale, the inner
+// products of the two outputs of guidance, and dynamic threshold.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -35,33 +36,57 @@ struct Moments {
   }
 };
 
-Tensor guidance_rescale(const Tensor& out, const Tensor& uncond, const Tensor& w, double phi) {
-  const Shape shape("out", out, DeviceType::cpu);
+// The two outputs of guidance.
+struct Outputs {
+  Outputs(const Tensor& out, const Tensor& uncond)
+      : shape("out", out, DeviceType::cpu), parts(parts_of(shape.elements)) {
+    tensors.uses.add(GUIDED);
+    tensors.out = image("out", out, shape, Access::read, pool);
+    tensors.uncond = image("uncond", uncond, shape, Access::read, pool);
+  }
+  Outputs(const Outputs&) = delete;  // `tensors` points into `pool`
+
+  // Calls visit(part, range) for the parts of all samples, which it numbers one after another.
+  template <class Visit>
+  void for_each_part(const Visit& visit) const {
+    for_each_range(
+        shape.samples, shape.elements, kGrain,
+        [&](Range range) { visit(range.sample * parts + range.begin / kPart, range); }, kPart);
+  }
+
+  // Calls visit(conditional, guided, count) for the blocks of a part, which are zeros from `count` on.
+  template <class Visit>
+  void for_each_block(const Row& row, Range part, const Visit& visit) const {
+    const Kernels& kernel = kernels();
+    for (int64_t begin = part.begin; begin < part.end; begin += kBlock) {
+      float conditional[kBlock], guided[kBlock];
+      const int64_t end = std::min(begin + kBlock, part.end);
+      kernel.guide(tensors, row, Range{part.sample, begin, end}, conditional, guided);
+      visit(conditional, guided, end - begin);
+    }
+  }
+
+  Shape shape;
+  int64_t parts;  // of each sample
   StridesPool pool;
   StepTensors tensors;
-  tensors.uses.add(GUIDED);
-  tensors.out = image("out", out, shape, Access::read, pool);
-  tensors.uncond = image("uncond", uncond, shape, Access::read, pool);
+};
+
+Tensor guidance_rescale(const Tensor& out, const Tensor& uncond, const Tensor& w, double phi) {
+  const Outputs outputs(out, uncond);
+  const Shape& shape = outputs.shape;
+  const int64_t parts = outputs.parts;
   const auto scale = floats("w", w, shape);
 
-  const int64_t parts = parts_of(shape.elements);
   std::vector<Moments> conditional(shape.samples * parts), guided(shape.samples * parts);
-  const Kernels& kernel = kernels();
-  for_each_range(
-      shape.samples, shape.elements, kGrain,
-      [&](Range range) {
-        const int64_t part = range.sample * parts + range.begin / kPart;
-        Row row;
-        row.w = scale[range.sample];
-        for (int64_t begin = range.begin; begin < range.end; begin += kBlock) {
-          float c[kBlock], g[kBlock];
-          const int64_t end = std::min(begin + kBlock, range.end);
-          kernel.guide(tensors, row, Range{range.sample, begin, end}, c, g);
-          conditional[part].add(Moments::of(c, end - begin));
-          guided[part].add(Moments::of(g, end - begin));
-        }
-      },
-      kPart);
+  outputs.for_each_part([&](int64_t part, Range range) {
+    Row row;
+    row.w = scale[range.sample];
+    outputs.for_each_block(row, range, [&](const float* c, const float* g, int64_t count) {
+      conditional[part].add(Moments::of(c, count));
+      guided[part].add(Moments::of(g, count));
+    });
+  });
 
   Tensor factor = one_per_sample(out, shape.samples);
   float* to = static_cast<float*>(factor.mutable_data_ptr());
@@ -76,6 +101,51 @@ Tensor guidance_rescale(const Tensor& out, const Tensor& uncond, const Tensor& w
     to[b] = static_cast<float>(phi * ratio + (1.0 - phi));
   }
   return factor;
+}
+
+// Sums of products, each in chains side by side, which need not wait for each other.
+struct Products {
+  static constexpr int kProducts = 3, kChains = 8;
+  double of[kProducts][kChains] = {};
+
+  void add(const float* c, const float* apart) {
+    for (int i = 0; i < kBlock; i += kChains) {
+      for (int k = 0; k < kChains; ++k) {
+        const double a = c[i + k], b = apart[i + k];
+        of[0][k] += a * a;
+        of[1][k] += a * b;
+        of[2][k] += b * b;
+      }
+    }
+  }
+};
+
+Tensor inner_products(const Tensor& out, const Tensor& uncond) {
+  Outputs outputs(out, uncond);
+  outputs.tensors.uses.add(WEIGHTED);
+  Row row;  // by which guidance gives the difference of the outputs
+  row.w = 1.0f;
+  row.w_uncond = -1.0f;
+  std::vector<Products> partial(outputs.shape.samples * outputs.parts);
+  outputs.for_each_part([&](int64_t part, Range range) {
+    Products products;
+    outputs.for_each_block(row, range, [&](const float* c, const float* apart, int64_t) { products.add(c, apart); });
+    partial[part] = products;
+  });
+
+  const int64_t samples = outputs.shape.samples, parts = outputs.parts;
+  Tensor result = three_per_sample(out, samples);
+  float* to = static_cast<float*>(result.mutable_data_ptr());
+  for (int k = 0; k < Products::kProducts; ++k) {
+    for (int64_t b = 0; b < samples; ++b) {
+      double sum = 0.0;
+      for (int64_t part = b * parts; part < (b + 1) * parts; ++part) {
+        for (double chain : partial[part].of[k]) sum += chain;
+      }
+      to[k * samples + b] = static_cast<float>(sum);
+    }
+  }
+  return result;
 }
 
 // |x0| of one sample, block by block and as often as asked: it is computed again, not stored.
@@ -148,9 +218,11 @@ float quantile_of(const AbsoluteX0& values, int64_t elements, double quantile) {
 }
 
 Tensor threshold(const Tensor& x, const Tensor& out, const Tensor& table, int64_t layout, const Tensor& row,
-                 const MaybeTensor& uncond, const MaybeTensor& w, const MaybeTensor& scale, double quantile) {
+                 const MaybeTensor& uncond, const MaybeTensor& w, const MaybeTensor& scale, const MaybeTensor& w_uncond,
+                 double quantile) {
   StepArguments arguments{x, out, table, layout, row, view_of(uncond), view_of(w)};
   arguments.scale = view_of(scale);
+  arguments.w_uncond = view_of(w_uncond);
   const StepCall call(arguments, DeviceType::cpu);
   check_rows(call);
   check(quantile >= 0.0 && quantile <= 1.0, "quantile must be in 0..1, got ", quantile);
@@ -168,6 +240,7 @@ Tensor threshold(const Tensor& x, const Tensor& out, const Tensor& table, int64_
 
 STABLE_TORCH_LIBRARY_IMPL(fastdiff, CPU, m) {
   m.impl("guidance_rescale", TORCH_BOX(&guidance_rescale));
+  m.impl("inner_products", TORCH_BOX(&inner_products));
   m.impl("threshold", TORCH_BOX(&threshold));
 }
 

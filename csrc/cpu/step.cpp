@@ -32,6 +32,7 @@ Row row_of(const StepCall& call, int64_t sample) {
   if (!in_layout(call.layout, DY)) result.c[DY] = 1.0f;
   if (uses.has(SCALE_IN)) result.next_scale_in = call.table.at(std::min(index + 1, call.table.rows - 1), 0);
   if (uses.has(GUIDED)) result.w = call.w[sample];
+  if (uses.has(WEIGHTED)) result.w_uncond = call.w_uncond[sample];
   if (uses.has(SCALED)) result.scale = call.scale[sample];
   if (uses.has(THRESHOLDED)) {
     const float clip = result.c[CLIP];

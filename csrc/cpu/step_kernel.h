@@ -11,7 +11,7 @@ namespace {
 
 // The loads and stores of common/step.h for one block.
 struct StepBlock {
-  FloatBlock x_, y_, z_, x0_, history_[kHistorySlots];
+  FloatBlock x_, y_, z_, x0_, known_, mask_, history_[kHistorySlots];
   Block out_, uncond_, variance_, input_;
   int64_t branches = 1;
   int64_t branch_stride = 0;  // in bytes
@@ -25,6 +25,8 @@ struct StepBlock {
   FASTDIFF_INLINE Lanes variance() const { return variance_.load(element); }
   FASTDIFF_INLINE Lanes y() const { return y_.load(element); }
   FASTDIFF_INLINE Lanes z() const { return z_.load(element); }
+  FASTDIFF_INLINE Lanes known() const { return known_.load(element); }
+  FASTDIFF_INLINE Lanes mask() const { return mask_.load(element); }
   FASTDIFF_INLINE Lanes history(int k) const { return history_[k].load(element); }
   FASTDIFF_INLINE void store_x(Lanes value) const { x_.store(element, value); }
   FASTDIFF_INLINE void store_y(Lanes value) const { y_.store(element, value); }
@@ -44,7 +46,7 @@ struct StepBlock {
 };
 
 struct StepBuffers {
-  Buffer x, out, uncond, variance, y, z, x0, input, history[kHistorySlots];
+  Buffer x, out, uncond, variance, y, z, x0, input, known, mask, history[kHistorySlots];
 };
 
 template <class Uses>
@@ -70,9 +72,11 @@ FASTDIFF_INLINE StepBlock open_block(const Uses& uses, const StepTensors& t, con
   for (int k = 0; k < kHistorySlots; ++k) {
     if (touches_history(uses, row, k)) block.history_[k] = place.read_state(t.history[k], buffers.history[k]);
   }
-  if (uses.draws_noise()) {
+  if (draws_noise(uses)) {
     block.z_ = t.z.given() ? place.read_state(t.z, buffers.z) : noise.at(place);
   }
+  if (uses.has(K0)) block.known_ = place.read_state(t.known, buffers.known);
+  if (inpaints(uses)) block.mask_ = place.read_state(t.mask, buffers.mask);
   if (uses.has(X0_OUT)) block.x0_ = place.open_state(t.x0_out, buffers.x0);
   if (uses.has(MODEL_INPUT)) {
     const bool direct = place.direct(t.model_input);
@@ -87,7 +91,7 @@ template <class Uses>
 FASTDIFF_INLINE void close_block(const Uses& uses, const StepTensors& t, const Row& row, Place place,
                                  const StepBuffers& buffers) {
   place.close(t.x, buffers.x);
-  if (uses.writes_anchor()) place.close(t.y, buffers.y);
+  if (writes_anchor(uses)) place.close(t.y, buffers.y);
   if (uses.has(SLOT) && row.c[SLOT] >= 0.0f) {
     const int slot = static_cast<int>(row.c[SLOT]);
     place.close(t.history[slot], buffers.history[slot]);
@@ -130,7 +134,7 @@ int with_formula(Uses uses, const Run& run) {
 }
 
 int step_range(const StepTensors& tensors, const Row& row, const NoiseKey& key, Range range) {
-  return with_formula<DdimClipped, Ddim, DdimVelocity, AncestralClipped, Ancestral, MultistepClipped, Multistep>(
+  return with_formula<DdimClipped, Ddim, DdimVelocity, AncestralClipped, Ancestral, MultistepClipped, Multistep, Usual>(
       tensors.uses, [&](const auto& uses) { return step_range_of(uses, tensors, row, key, range); });
 }
 

@@ -127,24 +127,18 @@ struct LossPart {
 
   template <class Block>
   static FASTDIFF_INLINE void run(const NoiseTask& task, const Block& block, int64_t part, int64_t parts) {
-    block.phase([&](uint32_t thread) {
+    sum_part<1>(task.partial + block.sample * parts + part, block, [&](uint32_t thread, double (&sums)[1]) {
       const NoiseKey key = key_of(task, block.sample);
       const Sample<storage> pred = open<storage>(task, task.read, block.sample);
-      double sum = 0.0;
       for_part(part, thread, task.vectors, [&](uint32_t vector) {
         const Vector p = pred.load(vector), z = draw<2>(key, 2 * vector, false);
         const int64_t left = task.elements - int64_t{vector} * 8;
         FASTDIFF_UNROLL
         for (int i = 0; i < 8; ++i) {
           const double apart = lane(p.widened(pred.kind, i / 4), i % 4) - lane(float32(z, i / 4), i % 4);
-          if (i < left) sum += apart * apart;
+          if (i < left) sums[0] += apart * apart;
         }
       });
-      block.shared.of[0][thread] = sum;
-    });
-    add_threads(block);
-    block.phase([&](uint32_t thread) {
-      if (thread == 0) task.partial[block.sample * parts + part] = block.shared.of[0][0];
     });
   }
 };

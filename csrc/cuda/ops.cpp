@@ -32,6 +32,7 @@ STABLE_TORCH_LIBRARY_IMPL(FASTDIFF_LIBRARY, FASTDIFF_KEY, m) {
   m.impl("noise_loss.cuda", TORCH_BOX(&noise_loss));
   m.impl("noise_loss_backward.cuda", TORCH_BOX(&noise_loss_backward));
   m.impl("guidance_rescale.cuda", TORCH_BOX(&guidance_rescale));
+  m.impl("inner_products.cuda", TORCH_BOX(&inner_products));
   m.impl("threshold.cuda", TORCH_BOX(&threshold));
 }
 

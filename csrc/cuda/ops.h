@@ -15,7 +15,9 @@ Tensor noise_loss(const Tensor& pred, const Tensor& key, const Tensor& draw, int
 Tensor noise_loss_backward(const Tensor& grad, const Tensor& pred, const Tensor& key, const Tensor& draw,
                            int64_t stream);
 Tensor guidance_rescale(const Tensor& out, const Tensor& uncond, const Tensor& w, double phi);
+Tensor inner_products(const Tensor& out, const Tensor& uncond);
 Tensor threshold(const Tensor& x, const Tensor& out, const Tensor& table, int64_t layout, const Tensor& row,
-                 const MaybeTensor& uncond, const MaybeTensor& w, const MaybeTensor& scale, double quantile);
+                 const MaybeTensor& uncond, const MaybeTensor& w, const MaybeTensor& scale, const MaybeTensor& w_uncond,
+                 double quantile);
 
 }  // namespace fastdiff::cuda

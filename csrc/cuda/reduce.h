@@ -25,6 +25,20 @@ FASTDIFF_INLINE void add_threads(const Block& block) {
   }
 }
 
+// Adds up the sums that visit(thread, sums) makes of one part of a sample for each thread, into `partial`.
+template <int count, class Block, class Visit>
+FASTDIFF_INLINE void sum_part(double* partial, const Block& block, const Visit& visit) {
+  block.phase([&](uint32_t thread) {
+    double sums[count] = {};
+    visit(thread, sums);
+    for (int k = 0; k < count; ++k) block.shared.of[k][thread] = sums[k];
+  });
+  add_threads(block);
+  block.phase([&](uint32_t thread) {
+    if (thread < count) partial[thread] = block.shared.of[thread][0];
+  });
+}
+
 // Adds up the parts of a sample, [parts, count] at `partial`, into `shared`.
 template <int count, class Block>
 FASTDIFF_INLINE void add_parts(const double* partial, int64_t parts, const Block& block) {

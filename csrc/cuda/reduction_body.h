@@ -1,4 +1,4 @@
-// The kernels that reduce a sample to one number, which `step` then reads like w.
+// The kernels that reduce a sample to numbers, from which follows what `step` reads like w.
 #pragma once
 
 #include "common/step.h"
@@ -19,26 +19,25 @@ struct Outputs {
 };
 
 // The output of a network and what guidance makes of it, one element after another: visit(conditional, guided).
-template <Storage storage>
+template <Storage storage, int... weights>
 struct Guided {
+  using Weights = Formula<set_of(GUIDED, weights...), 0>;
   Sample<storage> out, uncond;
   Row row;
 
-  FASTDIFF_INLINE Guided(const RescaleTask& task, int64_t b)
+  FASTDIFF_INLINE Guided(const OutputsTask& task, int64_t b, float w)
       : out(open<storage>(task.out, task.strides, b, task.elements)),
         uncond(open<storage>(task.uncond, task.strides, b, task.elements)) {
-    row.w = task.w[b];
+    row.w = w;
   }
 
   template <class Visit>
   FASTDIFF_INLINE void vector(uint32_t vector, int64_t count, const Visit& visit) const {
-    Uses uses;
-    uses.add(GUIDED);
     const Vector c = out.load(vector), u = uncond.load(vector);
     FASTDIFF_UNROLL
     for (int quad = 0; quad < 2; ++quad) {
       const Outputs outputs = {c.widened(out.kind, quad), u.widened(uncond.kind, quad)};
-      const Four g = guided<Four>(uses, row, outputs);
+      const Four g = guided<Four>(Weights{}, row, outputs);
       FASTDIFF_UNROLL
       for (int i = 0; i < 4; ++i) {
         if (4 * quad + i < count) visit(lane(outputs.out_, i), lane(g, i));
@@ -61,9 +60,10 @@ struct RescalePart {
 
   template <class Block>
   static FASTDIFF_INLINE void run(const RescaleTask& task, const Block& block, int64_t part, int64_t parts) {
-    block.phase([&](uint32_t thread) {
-      const Guided<storage> at(task, block.sample);
-      double first_c = 0.0, first_g = 0.0, c = 0.0, cc = 0.0, g = 0.0, gg = 0.0;
+    double* const partial = task.partial + (block.sample * parts + part) * kRescaleSums;
+    sum_part<kRescaleSums>(partial, block, [&](uint32_t thread, double (&sums)[kRescaleSums]) {
+      const Guided<storage> at(task, block.sample, task.w[block.sample]);
+      double first_c = 0.0, first_g = 0.0;
       at.vector(0, 1, [&](float conditional, float guided) {
         first_c = conditional;
         first_g = guided;
@@ -71,19 +71,12 @@ struct RescalePart {
       for_part(part, thread, task.vectors, [&](uint32_t vector) {
         at.vector(vector, task.elements - int64_t{vector} * 8, [&](float conditional, float guided) {
           const double of_c = conditional - first_c, of_g = guided - first_g;
-          c += of_c;
-          cc += of_c * of_c;
-          g += of_g;
-          gg += of_g * of_g;
+          sums[0] += of_c;
+          sums[1] += of_c * of_c;
+          sums[2] += of_g;
+          sums[3] += of_g * of_g;
         });
       });
-      const double sums[kRescaleSums] = {c, cc, g, gg};
-      for (int k = 0; k < kRescaleSums; ++k) block.shared.of[k][thread] = sums[k];
-    });
-    add_threads(block);
-    block.phase([&](uint32_t thread) {
-      if (thread >= kRescaleSums) return;
-      task.partial[(block.sample * parts + part) * kRescaleSums + thread] = block.shared.of[thread][0];
     });
   }
 };
@@ -114,16 +107,62 @@ struct RescaleFactor {
   }
 };
 
-// Calls visit(word) for the bits of |x0| of the elements of a vector; they are ordered as the values are.
+// Sums of products of the output and of its difference from the unconditional one.
 template <Storage storage>
+struct ProductsPart {
+  using Task = ProductsTask;
+  using Shared = Sums<kProducts>;
+  static constexpr int kThreads = kReduceThreads, kBlocks = storage == Storage::any ? 2 : 5;
+
+  template <class Block>
+  static FASTDIFF_INLINE void run(const ProductsTask& task, const Block& block) {
+    for_each_part(task.elements, block, [&](int64_t part, int64_t parts) { run(task, block, part, parts); });
+  }
+
+  template <class Block>
+  static FASTDIFF_INLINE void run(const ProductsTask& task, const Block& block, int64_t part, int64_t parts) {
+    double* const partial = task.partial + (block.sample * parts + part) * kProducts;
+    sum_part<kProducts>(partial, block, [&](uint32_t thread, double (&sums)[kProducts]) {
+      Guided<storage, WEIGHTED> at(task, block.sample, 1.0f);
+      at.row.w_uncond = -1.0f;
+      for_part(part, thread, task.vectors, [&](uint32_t vector) {
+        at.vector(vector, task.elements - int64_t{vector} * 8, [&](float conditional, float difference) {
+          const double c = conditional, apart = difference;
+          sums[0] += c * c;
+          sums[1] += c * apart;
+          sums[2] += apart * apart;
+        });
+      });
+    });
+  }
+};
+
+struct Products {
+  using Task = ProductsTask;
+  using Shared = Sums<kProducts>;
+  static constexpr int kThreads = kReduceThreads, kBlocks = 1;
+
+  template <class Block>
+  static FASTDIFF_INLINE void run(const ProductsTask& task, const Block& block) {
+    const int64_t parts = parts_of(task.elements);
+    add_parts<kProducts>(task.partial + block.sample * parts * kProducts, parts, block);
+    block.phase([&](uint32_t thread) {
+      if (thread >= kProducts) return;
+      task.products[thread * task.samples + block.sample] = static_cast<float>(block.shared.of[thread][0]);
+    });
+  }
+};
+
+// Calls visit(word) for the bits of |x0| of the elements of a vector; they are ordered as the values are.
+template <Storage storage, class Set>
 struct AbsoluteX0 {
-  Uses uses;
+  Set uses;
   Row row;
   Sample<storage> x, out, uncond;
 
   FASTDIFF_INLINE AbsoluteX0(const StepTask& task, int64_t b)
-      : uses(task.uses),
-        row(read_row(task, task.layout, task.uses, b)),
+      : uses{task.uses},
+        row(read_row(task, Set{task.layout}, uses, b)),
         x(open<storage>(task.x, task.strides, b, task.elements)),
         out(open<storage>(task.out, task.strides, b, task.elements)),
         uncond(open<storage>(task.uncond, task.strides, b, task.elements)) {}
@@ -159,7 +198,7 @@ struct Counts {
 };
 
 // Counts each value of a digit among the values that have the digits so far.
-template <Storage storage>
+template <Storage storage, class Set>
 struct CountDigit {
   using Task = ThresholdTask;
   using Shared = Counts;
@@ -175,7 +214,7 @@ struct CountDigit {
       const uint32_t word = task.search[block.sample].word;
       const int above = task.shift + task.width;  // 31 at most
       const uint32_t digit = (1u << task.width) - 1;
-      AbsoluteX0<storage>(task.step, block.sample).each(block, thread, task.step.vectors, [&](uint32_t value) {
+      AbsoluteX0<storage, Set>(task.step, block.sample).each(block, thread, task.step.vectors, [&](uint32_t value) {
         if ((value ^ word) >> above == 0) atomic_add(&counts[value >> task.shift & digit], 1u);
       });
     });
@@ -236,7 +275,7 @@ FASTDIFF_INLINE bool next_is_greater(const ThresholdTask& task, const Search& se
   return rank_of(task) + 1 >= search.smaller + search.equal;
 }
 
-template <Storage storage>
+template <Storage storage, class Set>
 struct FindGreater {
   using Task = ThresholdTask;
   using Shared = Nothing;
@@ -249,7 +288,7 @@ struct FindGreater {
       if (!next_is_greater(task, search)) return;
       const uint32_t word = search.word;
       uint32_t least = 0xFFFFFFFFu;
-      AbsoluteX0<storage>(task.step, block.sample).each(block, thread, task.step.vectors, [&](uint32_t value) {
+      AbsoluteX0<storage, Set>(task.step, block.sample).each(block, thread, task.step.vectors, [&](uint32_t value) {
         if (value > word && value < least) least = value;
       });
       if (least != 0xFFFFFFFFu) atomic_min(&search.greater, least);

@@ -1,4 +1,4 @@
-// The arguments of the kernels that reduce a sample to one number: guidance rescale and dynamic threshold.
+// The arguments of the kernels that reduce a sample to numbers: guidance rescale, inner products and dynamic threshold.
 #pragma once
 
 #include "cuda/noise_task.h"
@@ -6,17 +6,26 @@
 
 namespace fastdiff {
 
-struct RescaleTask {
+// Both outputs of guidance, and the sums over parts of them.
+struct OutputsTask {
   int64_t samples, elements;
   uint32_t vectors;
   Elements out, uncond;
-  PerSample<float> w;
-  double phi;
-  double* partial;  // [samples, parts, kRescaleSums]
-  float* factor;
+  double* partial;  // [samples, parts, sums]
   Strides strides[2];
 };
+
+struct RescaleTask : OutputsTask {
+  PerSample<float> w;
+  double phi;
+  float* factor;
+};
 constexpr int kRescaleSums = 4;
+
+struct ProductsTask : OutputsTask {
+  float* products;  // [kProducts, samples]
+};
+constexpr int kProducts = 3;
 
 // What is known of an order statistic of a sample while it is searched digit by digit.
 struct Search {
@@ -37,6 +46,7 @@ struct ThresholdTask {
 };
 
 const char* launch_guidance_rescale(const RescaleTask& task, bool dense, Queue queue);
+const char* launch_inner_products(const ProductsTask& task, bool dense, Queue queue);
 // `counts` and `search` must be 0.
 const char* launch_threshold(const ThresholdTask& task, bool dense, Queue queue);
 

@@ -25,6 +25,8 @@ Gathering fill(const StepCall& call, StepTask& task) {
   task.y = all.add(t.y);
   task.z = all.add(t.z);
   task.x0_out = all.add(t.x0_out);
+  task.known = all.add(t.known);
+  task.mask = all.add(t.mask);
   task.model_input = all.add(t.model_input, t.branches * call.shape.samples);
   task.branch_stride = task.samples * task.model_input.sample_stride;
   for (int k = 0; k < kHistorySlots; ++k) task.history[k] = all.add(t.history[k]);
@@ -37,6 +39,7 @@ Gathering fill(const StepCall& call, StepTask& task) {
   task.seed = call.keys.seed;
   task.sample = call.keys.sample;
   task.w = call.w;
+  task.w_uncond = call.w_uncond;
   task.scale = call.scale;
   task.threshold = call.threshold;
   task.first_bad = const_cast<int64_t*>(call.first_bad.data);

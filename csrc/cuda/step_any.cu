@@ -3,8 +3,7 @@
 namespace fastdiff {
 
 const char* launch_step_any(const StepTask& task, Queue queue) {
-  return with_normals(
-      task, [&](auto noise) { return launch_step_of<StepBody<AnyColumns, Storage::any, noise()>>(task, queue); });
+  return with_normals(task, [&](auto noise) { return launch_any<Storage::any, noise()>(task, queue); });
 }
 
 }  // namespace fastdiff

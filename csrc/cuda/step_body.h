@@ -10,12 +10,13 @@
 namespace fastdiff {
 namespace {
 
-// Any set of columns.
+// Any set of columns, with what few calls have (Uses) or without (Usual).
+template <class Set>
 struct AnyColumns {
   template <Storage storage>
   static constexpr int kBlocks = storage == Storage::float32 ? 4 : 3;  // 128 or 168 registers
-  static FASTDIFF_INLINE Uses uses(const StepTask& task) { return task.uses; }
-  static FASTDIFF_INLINE Uses layout(const StepTask& task) { return task.layout; }
+  static FASTDIFF_INLINE Set uses(const StepTask& task) { return {task.uses}; }
+  static FASTDIFF_INLINE Set layout(const StepTask& task) { return {task.layout}; }
 };
 
 // One of the formulas: with noise, or without.
@@ -59,11 +60,17 @@ const char* launch_step_of(const StepTask& task, Queue queue) {
   return launch<Body>(task, {task.samples, blocks_for(task.samples, task.vectors, Body::kThreads, queue)}, queue);
 }
 
+template <Storage storage, Normals noise>
+const char* launch_any(const StepTask& task, Queue queue) {
+  if (Usual::fits(task.uses)) return launch_step_of<StepBody<AnyColumns<Usual>, storage, noise>>(task, queue);
+  return launch_step_of<StepBody<AnyColumns<Uses>, storage, noise>>(task, queue);
+}
+
 // Launches the kernel of the first set of columns that fits, among none: that of any set.
 template <Storage storage, Normals noise>
 const char* launch_first(const StepTask& task, Queue queue) {
   if constexpr (storage == Storage::float32) {
-    return launch_step_of<StepBody<AnyColumns, storage, noise>>(task, queue);
+    return launch_any<storage, noise>(task, queue);
   } else {
     return launch_step_mixed(task, queue);
   }
@@ -94,7 +101,7 @@ const char* launch_best(const StepTask& task, Queue queue) {
 template <class Launch>
 const char* with_normals(const StepTask& task, const Launch& launch) {
   using std::integral_constant;
-  const bool draws = task.uses.bits >> CZ & 1 || task.uses.bits >> DZ & 1;
+  const bool draws = task.uses.bits & set_of(CZ, DZ, KZ);
   if (!draws || task.z.data != nullptr) return launch(integral_constant<Normals, Normals::none>());
   if (task.uses.bits >> FAST_NORMALS & 1) return launch(integral_constant<Normals, Normals::fast>());
   return launch(integral_constant<Normals, Normals::exact>());

@@ -3,8 +3,7 @@
 namespace fastdiff {
 
 const char* launch_step_mixed(const StepTask& task, Queue queue) {
-  return with_normals(
-      task, [&](auto noise) { return launch_step_of<StepBody<AnyColumns, Storage::mixed, noise()>>(task, queue); });
+  return with_normals(task, [&](auto noise) { return launch_any<Storage::mixed, noise()>(task, queue); });
 }
 
 }  // namespace fastdiff

@@ -18,8 +18,8 @@ __device__
 #endif
     const float kNoRow[COLUMNS] = {
 #define FASTDIFF_NAN4 __builtin_nanf(""), __builtin_nanf(""), __builtin_nanf(""), __builtin_nanf("")
-        FASTDIFF_NAN4, FASTDIFF_NAN4,      FASTDIFF_NAN4,      FASTDIFF_NAN4,      FASTDIFF_NAN4,
-        FASTDIFF_NAN4, __builtin_nanf(""), __builtin_nanf(""), __builtin_nanf(""),
+        FASTDIFF_NAN4, FASTDIFF_NAN4, FASTDIFF_NAN4, FASTDIFF_NAN4,
+        FASTDIFF_NAN4, FASTDIFF_NAN4, FASTDIFF_NAN4, __builtin_nanf(""),
 #undef FASTDIFF_NAN4
 };
 
@@ -38,6 +38,7 @@ FASTDIFF_INLINE Row read_row(const StepTask& task, const Layout& layout, const U
   }
   if (!layout.has(DY)) result.c[DY] = 1.0f;
   if (uses.has(GUIDED)) result.w = task.w[sample];
+  if (uses.has(WEIGHTED)) result.w_uncond = task.w_uncond[sample];
   if (uses.has(SCALED)) result.scale = task.scale[sample];
   if (uses.has(THRESHOLDED)) {
     const float clip = result.c[CLIP], threshold = task.threshold[sample];
@@ -65,7 +66,7 @@ FASTDIFF_INLINE bool finite(float peak) { return peak <= 3.4028234663852886e38f;
 template <Storage storage>
 struct StepSample {
   using S = Sample<storage>;
-  S x, out, uncond, variance, y, z, x0_out, model_input, history[kHistorySlots];
+  S x, out, uncond, variance, y, z, x0_out, model_input, known, mask, history[kHistorySlots];
   int32_t branches;
   int64_t branch_stride, history_stride;
   int history_slots;
@@ -82,6 +83,8 @@ struct StepSample {
     y = state(task.y);
     x0_out = state(task.x0_out);
     z = state(task.z);
+    known = state(task.known);
+    mask = state(task.mask);
     model_input = network(task.model_input);
     FASTDIFF_UNROLL
     for (int k = 0; k < kHistorySlots; ++k) history[k] = state(task.history[k]);
@@ -95,7 +98,7 @@ struct StepSample {
 // What a thread has loaded and drawn of one vector.
 template <Storage storage, Normals noise>
 struct StepVector {
-  Vector x, out, uncond, variance, y, z, history[kHistorySlots];
+  Vector x, out, uncond, variance, y, z, known, mask, history[kHistorySlots];
 
   template <class Uses>
   FASTDIFF_INLINE StepVector(const StepSample<storage>& at, const Uses& uses, bool guided, const NoiseKey& key,
@@ -109,10 +112,12 @@ struct StepVector {
     for (int k = 0; k < kHistorySlots; ++k) {
       if (uses.has(CH0 + k) || uses.has(DH0 + k)) history[k] = at.history[k].load(vector);
     }
+    if (uses.has(K0)) known = at.known.load(vector);
+    if (inpaints(uses)) mask = at.mask.load(vector);
     if constexpr (noise != Normals::none) {
       constexpr int kQuads = kVector<storage> / 4;
       z = draw<kQuads>(key, vector * kQuads, noise == Normals::fast);
-    } else if (uses.draws_noise()) {
+    } else if (draws_noise(uses)) {
       z = at.z.load(vector);
     }
   }
@@ -148,6 +153,8 @@ struct StepLanes {
   FASTDIFF_INLINE F y() const { return wide(loaded.y, Float::float32); }
   FASTDIFF_INLINE F history(int k) const { return wide(loaded.history[k], Float::float32); }
   FASTDIFF_INLINE F z() const { return wide(loaded.z, Float::float32); }
+  FASTDIFF_INLINE F known() const { return wide(loaded.known, Float::float32); }
+  FASTDIFF_INLINE F mask() const { return wide(loaded.mask, Float::float32); }
 
   FASTDIFF_INLINE void store_x(F value) const { store(at.x, value); }
   FASTDIFF_INLINE void store_y(F value) const { store(at.y, value); }
@@ -209,7 +216,7 @@ FASTDIFF_INLINE void step_thread(const StepTask& task, const Layout& layout, con
     key = keep(noise_key(task.seed[sample], task.sample[sample], draw, kStepStream));
   }
   const StepSample<storage> at(task, sample);
-  const bool guided = uses.has(GUIDED) && row.w != 1.0f;
+  const bool guided = uses.has(GUIDED) && (uses.has(WEIGHTED) || row.w != 1.0f);
   Peaks peaks;
   FASTDIFF_NO_UNROLL
   do {

@@ -19,7 +19,7 @@
 namespace fastdiff {
 namespace {
 
-constexpr int kArguments = 17, kRequired = 5, kLayout = 3;
+constexpr int kArguments = 20, kRequired = 5, kLayout = 3;
 // Elements from which other Python threads may run during a step.
 constexpr int64_t kLong = 32768;
 
@@ -73,8 +73,9 @@ bool read(PyObject* object, int64_t& number) {
 bool read(PyObject* const* given, Py_ssize_t count, StepArguments& to) {
   if (exchange == nullptr || count < kRequired || count > kArguments) return false;
   View* const required[kRequired] = {&to.x, &to.out, &to.table, nullptr, &to.row};
-  MaybeView* const optional[] = {&to.uncond, &to.w,         &to.key, &to.model_input, &to.first_bad, &to.variance,
-                                 &to.scale,  &to.threshold, &to.y,   &to.history,     &to.z,         &to.x0_out};
+  MaybeView* const optional[] = {&to.uncond,   &to.w,      &to.key,       &to.model_input, &to.first_bad,
+                                 &to.variance, &to.scale,  &to.threshold, &to.y,           &to.history,
+                                 &to.z,        &to.x0_out, &to.w_uncond,  &to.known,       &to.mask};
   for (int k = 0; k < kRequired; ++k) {
     if (!(k == kLayout ? read(given[k], to.layout) : read(given[k], *required[k]))) return false;
   }

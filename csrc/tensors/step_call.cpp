@@ -29,6 +29,10 @@ StepCall::StepCall(const StepArguments& arguments, DeviceType backend)
     tensors.uncond = image("uncond", *arguments.uncond, shape, Access::read, pool);
     w = floats("w", *arguments.w, shape);
     uses.add(GUIDED);
+    if (arguments.w_uncond) {
+      w_uncond = floats("w_uncond", *arguments.w_uncond, shape);
+      uses.add(WEIGHTED);
+    }
   }
   if (arguments.scale) {
     scale = floats("scale", *arguments.scale, shape);
@@ -64,13 +68,22 @@ void add_history(StepCall& call, const MaybeView& history) {
 }
 
 void add_noise(StepCall& call, const MaybeView& key, const MaybeView& z) {
-  if (!call.tensors.uses.draws_noise()) return;
+  if (!draws_noise(call.tensors.uses)) return;
   if (z) {
     call.tensors.z = state("z", *z, call.shape, Access::read, call.pool);
     return;
   }
   check(key.has_value(), "the table has columns of noise, which need key or z");
   call.keys = Keys(*key, call.shape);
+}
+
+void add_known(StepCall& call, const MaybeView& known, const MaybeView& mask) {
+  StepTensors& tensors = call.tensors;
+  if (!inpaints(tensors.uses)) return;
+  check(mask.has_value(), "the table has columns of what is known, which need mask");
+  tensors.mask = state("mask", *mask, call.shape, Access::read, call.pool);
+  check(known || !tensors.uses.has(K0), "the table has the column k0, which needs known");
+  if (tensors.uses.has(K0)) tensors.known = state("known", *known, call.shape, Access::read, call.pool);
 }
 
 void add_outputs(StepCall& call, const MaybeView& model_input, const MaybeView& x0_out) {
@@ -90,8 +103,9 @@ void add_outputs(StepCall& call, const MaybeView& model_input, const MaybeView& 
 
 // A kernel reads all that it needs of an element before it writes there, and nothing else.
 void check_all_apart(const StepTensors& t, const Shape& shape) {
-  const std::pair<const char*, const Operand*> read[] = {
-      {"out", &t.out}, {"uncond", &t.uncond}, {"variance", &t.variance}, {"z", &t.z}};
+  const std::pair<const char*, const Operand*> read[] = {{"out", &t.out},           {"uncond", &t.uncond},
+                                                         {"variance", &t.variance}, {"z", &t.z},
+                                                         {"known", &t.known},       {"mask", &t.mask}};
   const std::pair<const char*, const Operand*> written[] = {{"x", &t.x}, {"y", &t.y}, {"x0_out", &t.x0_out}};
   for (const auto& [read_name, from] : read) {
     if (!from->given()) continue;
@@ -112,6 +126,7 @@ void StepCall::add_rest(const StepArguments& arguments) {
   add_anchor(*this, arguments.y);
   add_history(*this, arguments.history);
   add_noise(*this, arguments.key, arguments.z);
+  add_known(*this, arguments.known, arguments.mask);
   add_outputs(*this, arguments.model_input, arguments.x0_out);
   check_all_apart(tensors, shape);
   if (arguments.first_bad) {

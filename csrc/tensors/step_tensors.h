@@ -8,7 +8,7 @@ namespace fastdiff {
 
 struct StepTensors {
   Uses uses;
-  Operand x, out, uncond, variance, y, z, x0_out, model_input;
+  Operand x, out, uncond, variance, y, z, x0_out, model_input, known, mask;
   Operand history[kHistorySlots];
   int64_t samples = 0;
   int64_t branches = 0;  // of model_input: each has the samples of x

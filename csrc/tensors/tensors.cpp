@@ -235,6 +235,10 @@ Tensor new_vector(const Tensor& like, int64_t size, ScalarType type) {
 
 Tensor one_per_sample(const Tensor& like, int64_t samples) { return new_vector(like, samples, ScalarType::Float); }
 
+Tensor three_per_sample(const Tensor& like, int64_t samples) {
+  return torch::stable::new_empty(like, std::vector<int64_t>{3, samples}, std::make_optional(ScalarType::Float));
+}
+
 PerSample<int64_t> whole_numbers(const char* name, const View& view, const Shape& shape) {
   return per_sample<int64_t>(name, view, shape, ScalarType::Long, "int64");
 }

@@ -74,9 +74,11 @@ void check_apart(const char* written_name, const Operand& written, const char* r
 // Puts the slots of a history [slots, samples, ...] into `slot` and returns how many there are.
 int history_slots(const View& view, const Shape& shape, StridesPool& pool, Operand* slot);
 
-// A new tensor [size] on the device of `like`, and a float32 one with one number for each sample.
+// A new tensor [size] on the device of `like`, and float32 ones with one number for each sample, or three: [3,
+// samples].
 Tensor new_vector(const Tensor& like, int64_t size, ScalarType type);
 Tensor one_per_sample(const Tensor& like, int64_t samples);
+Tensor three_per_sample(const Tensor& like, int64_t samples);
 
 PerSample<int64_t> whole_numbers(const char* name, const View& view, const Shape& shape);
 PerSample<float> floats(const char* name, const View& view, const Shape& shape);

@@ -107,10 +107,20 @@ void noise_loss(const Kernels& kernel, Images& images, Float kind, Checksum& sum
   }
 }
 
+// As any other image, but with 1 in every third place.
+Operand add_mask(Images& images) {
+  const Operand mask = images.add(Float::float32);
+  std::vector<char>& bytes = images.memory.back();
+  const float known = 1.0f;
+  for (size_t to = 0; to < bytes.size(); to += 3 * sizeof known) std::memcpy(&bytes[to], &known, sizeof known);
+  return mask;
+}
+
 StepTensors step_tensors(Images& images, Float kind, Uses uses) {
   StepTensors tensors;
   tensors.uses = uses;
-  for (Operand* state : {&tensors.x, &tensors.y, &tensors.x0_out}) *state = images.add(Float::float32);
+  for (Operand* state : {&tensors.x, &tensors.y, &tensors.x0_out, &tensors.known}) *state = images.add(Float::float32);
+  tensors.mask = add_mask(images);
   for (Operand& slot : tensors.history) slot = images.add(Float::float32);
   for (Operand* image : {&tensors.out, &tensors.uncond, &tensors.variance}) *image = images.add(kind);
   tensors.samples = kSamples;
@@ -177,6 +187,9 @@ std::vector<Case> cases() {
       step_case("history of eps", set_of({EX, EO, CX, CE, CH0, CH1, SLOT, STORES_EPS})),
       step_case("anchor state", set_of({PO, CY, C0, DX, DY, D0, DZ, ANCHORED})),
       step_case("learned variance", set_of({PX, PO, CLIP, SCALED, THRESHOLDED, CX, C0, CZ, CV})),
+      step_case("two weights of guidance", set_of({PX, PO, CX, C0, GUIDED, WEIGHTED, SCALED})),
+      step_case("inpainting", set_of({PX, PO, CX, C0, CZ, K0, KZ, MODEL_INPUT, FIRST_BAD})),
+      step_case("inpainting without noise", set_of({PX, PO, CX, C0, K0})),
       step_case("beyond the largest number", set_of({PO, CLIP, SCALED, CX, C0, FIRST_BAD}), true),
       step_case("everything", Uses{(uint64_t{2} << FIRST_BAD) - 1}),
   };

@@ -3,7 +3,7 @@
 The operations stand in the order of docs/step.md, so that a float32 state has the bits of every other backend. A
 backend is a namespace of the public functions here. Image tensors are [B, ...] of one shape, and of any float dtype
 unless one is named; row, draw and level are int64 [B]; key is int64 [2, B], the seeds' bits and the global sample
-indices; stream is a number of `philox.STREAMS`; w, scale and threshold are floats [B].
+indices; stream is a number of `philox.STREAMS`; w, w_uncond, scale and threshold are floats [B].
 """
 
 from __future__ import annotations
@@ -40,6 +40,9 @@ def step(
     history: Tensor | None = None,
     z: Tensor | None = None,
     x0_out: Tensor | None = None,
+    w_uncond: Tensor | None = None,
+    known: Tensor | None = None,
+    mask: Tensor | None = None,
 ) -> None:
     """Carry out one row of a plan per sample, in place.
 
@@ -59,19 +62,22 @@ def step(
         history: [slots, B, ...] in the dtype of x.
         z: noise to use instead.
         x0_out: overwritten with x0.
+        w_uncond: weight of the unconditional output: guidance is then `w out + w_uncond uncond`.
+        known, mask: an image in the dtype of x, and where x' is it at the noise of the columns k* (1), is what the
+            other columns make it (0), or lies between.
 
     Raises:
         InputError: shapes differ, a row is not in the table, or a column is in use whose tensor was not given.
     """
     slots = [] if history is None else list(history)
-    _check_shapes(x, out=out, uncond=uncond, variance=variance, y=y, z=z, x0_out=x0_out)
+    _check_shapes(x, out=out, uncond=uncond, variance=variance, y=y, z=z, x0_out=x0_out, known=known, mask=mask)
     _check_shapes(x, **{f"history[{k}]": slot for k, slot in enumerate(slots)})
     c = _coefficients(table, layout, row, x)
-    out = _guided(out.to(x.dtype), uncond, w, scale)
+    out = _guided(out.to(x.dtype), uncond, w, scale, w_uncond)
     x0 = _clip_x0(_linear(c, {"px": x, "po": out}, like=x), c, threshold)
     eps = _linear(c, {"ex": x, "eo": out, "e0": x0}, like=x)
 
-    if z is None and key is not None and ("cz" in c or "dz" in c):
+    if z is None and key is not None and ("cz" in c or "dz" in c or "kz" in c):
         z = normal(x.shape, key, row, STREAMS["step"])
     z = None if z is None else z.to(x.dtype)
     spread = z
@@ -80,6 +86,8 @@ def step(
 
     sources = {"x": x, "y": y, "0": x0, "e": eps, **{f"h{k}": _get(slots, k) for k in range(HISTORY_SLOTS)}}
     x_next = _linear(c, _terms("c", {**sources, "z": spread}), like=x)
+    if "k0" in c or "kz" in c:
+        x_next = _inpainted(x_next, _linear(c, {"k0": known, "kz": z}, like=x), mask)
     if any(name.startswith("d") for name in c):
         if y is None:
             raise InputError("the plan writes the anchor state, and y was not given")
@@ -180,9 +188,22 @@ def guidance_rescale(out: Tensor, uncond: Tensor, w: Tensor, phi: float) -> Tens
     The ratio is 1 where its denominator is 0.
     """
     wide = out.to(torch.promote_types(out.dtype, w.dtype))
-    of_guided = _std(_guided(wide, uncond, w, None))
+    of_guided = _std(_guided(wide, uncond, w))
     ratio = torch.where(of_guided == 0, 1.0, _std(wide) / of_guided)
     return (phi * ratio + (1 - phi)).to(w.dtype)
+
+
+def inner_products(out: Tensor, uncond: Tensor) -> Tensor:
+    """Return `<c, c>`, `<c, c - u>` and `<c - u, c - u>` per sample, [3, B] in float32 (float64 for a float64 out).
+
+    c is `out`, u is `uncond`, and c - u is rounded before it is multiplied. Norms and projections of both follow from
+    them, also where c is close to u, as APG (Sadat et al. 2024) and CFG-Zero* (Fan et al. 2025) need them.
+    """
+    _check_shapes(out, uncond=uncond)
+    c = out.to(torch.promote_types(out.dtype, torch.float32))
+    apart = _flat(c - uncond.to(c.dtype)).double()
+    c, dtype = _flat(c).double(), c.dtype
+    return torch.stack([(a * b).sum(dim=1) for a, b in ((c, c), (c, apart), (apart, apart))]).to(dtype)
 
 
 def threshold(
@@ -194,6 +215,7 @@ def threshold(
     uncond: Tensor | None,
     w: Tensor | None,
     scale: Tensor | None,
+    w_uncond: Tensor | None,
     quantile: float,
 ) -> Tensor:
     """Return the quantile of |x0| before clipping per sample, [B] in the dtype of x (Saharia et al. 2022, sec. 2.3).
@@ -202,7 +224,7 @@ def threshold(
     """
     _check_shapes(x, out=out, uncond=uncond)
     c = _coefficients(table, layout, row, x)
-    x0 = _linear(c, {"px": x, "po": _guided(out.to(x.dtype), uncond, w, scale)}, like=x)
+    x0 = _linear(c, {"px": x, "po": _guided(out.to(x.dtype), uncond, w, scale, w_uncond)}, like=x)
     if math.prod(x.shape[1:]) == 0:
         raise InputError("threshold needs samples with elements")
     ordered = _flat(x0.abs()).sort(dim=1).values
@@ -216,12 +238,21 @@ def _residual(pred: Tensor, key: Tensor, draw: Tensor, stream: int) -> Tensor:
     return pred.to(torch.promote_types(pred.dtype, torch.float32)) - normal(pred.shape, key, draw, stream)
 
 
-def _guided(out: Tensor, uncond: Tensor | None, w: Tensor | None, scale: Tensor | None) -> Tensor:
+def _guided(
+    out: Tensor,
+    uncond: Tensor | None,
+    w: Tensor | None,
+    scale: Tensor | None = None,
+    w_uncond: Tensor | None = None,
+) -> Tensor:
     if uncond is not None:
         if w is None:
             raise InputError("guidance needs w where uncond is given")
         uncond, w = uncond.to(out.dtype), _broadcast(w.to(out.dtype), out)
-        out = torch.where(w == 1, out, fma(w, out - uncond, uncond))
+        if w_uncond is None:
+            out = torch.where(w == 1, out, fma(w, out - uncond, uncond))
+        else:
+            out = fma(w, out, _broadcast(w_uncond.to(out.dtype), out) * uncond)
     return out if scale is None else _broadcast(scale.to(out.dtype), out) * out
 
 
@@ -248,6 +279,12 @@ def _linear(c: Coefficients, terms: Mapping[str, Tensor | None], like: Tensor) -
             raise InputError(f"the plan uses column {name!r}, and the tensor that it multiplies was not given")
         total = c[name] * value if total is None else fma(c[name], value, total)
     return torch.zeros_like(like) if total is None else total
+
+
+def _inpainted(x_next: Tensor, keep: Tensor, mask: Tensor | None) -> Tensor:
+    if mask is None:
+        raise InputError("the plan uses columns of what is known, and mask was not given")
+    return torch.where(mask == 1, keep, fma(mask, keep - x_next, x_next))
 
 
 def _terms(prefix: str, sources: Mapping[str, Tensor | None]) -> dict[str, Tensor | None]:

@@ -20,7 +20,7 @@ SCHEMAS = (
     "step(Tensor(a!) x, Tensor out, Tensor table, int layout, Tensor row, Tensor? uncond=None, Tensor? w=None, "
     "Tensor? key=None, Tensor(b!)? model_input=None, Tensor(c!)? first_bad=None, Tensor? variance=None, "
     "Tensor? scale=None, Tensor? threshold=None, Tensor(d!)? y=None, Tensor(e!)? history=None, Tensor? z=None, "
-    "Tensor(f!)? x0_out=None) -> ()",
+    "Tensor(f!)? x0_out=None, Tensor? w_uncond=None, Tensor? known=None, Tensor? mask=None) -> ()",
     "normal_(Tensor(a!) z, Tensor key, Tensor draw, int stream) -> ()",
     "q_sample(Tensor x0, Tensor level, Tensor table, Tensor? key, Tensor? draw, int stream, Tensor? noise, "
     "bool return_noise) -> (Tensor, Tensor)",
@@ -29,8 +29,9 @@ SCHEMAS = (
     "noise_loss(Tensor pred, Tensor key, Tensor draw, int stream) -> Tensor",
     "noise_loss_backward(Tensor grad, Tensor pred, Tensor key, Tensor draw, int stream) -> Tensor",
     "guidance_rescale(Tensor out, Tensor uncond, Tensor w, float phi) -> Tensor",
+    "inner_products(Tensor out, Tensor uncond) -> Tensor",
     "threshold(Tensor x, Tensor out, Tensor table, int layout, Tensor row, Tensor? uncond, Tensor? w, Tensor? scale, "
-    "float quantile) -> Tensor",
+    "Tensor? w_uncond, float quantile) -> Tensor",
     "cpu_level(int? level=None) -> int",
 )
 GPU_BACKENDS = ("triton", "cuda")
@@ -43,6 +44,7 @@ FUNCTIONS = {
     "noise_loss": "noise_loss",
     "noise_loss_backward": "noise_loss_backward",
     "guidance_rescale": "guidance_rescale",
+    "inner_products": "inner_products",
     "threshold": "threshold",
 }
 _BY_DEVICE = ""
@@ -113,6 +115,10 @@ def _one_per_sample(first: Tensor, *others: object) -> Tensor:
     return first.new_empty(first.shape[0], dtype=torch.float32)
 
 
+def _three_per_sample(out: Tensor, uncond: Tensor) -> Tensor:
+    return out.new_empty((3, out.shape[0]), dtype=torch.float32)
+
+
 def _keep_levels(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     x0, level, table, *_, noise, _ = inputs
     ctx.save_for_backward(level, table)
@@ -155,6 +161,7 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "noise_loss": _noise_loss_shape,
     "noise_loss_backward": _noise_loss_backward_shape,
     **dict.fromkeys(("guidance_rescale", "threshold"), _one_per_sample),
+    "inner_products": _three_per_sample,
 }
 for backend, ops in {_BY_DEVICE: OPS, **GPU_OPS}.items():
     for name, fake in _FAKES.items():

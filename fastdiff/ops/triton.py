@@ -29,6 +29,7 @@ FILES = {
     "noise_loss": "noise_loss",
     "noise_loss_backward": "noise_loss",
     "guidance_rescale": "reductions",
+    "inner_products": "reductions",
     "threshold": "reductions",
 }
 _PLAIN = {Tensor, int, NoneType}

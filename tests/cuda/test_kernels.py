@@ -12,19 +12,22 @@ from torch import Tensor
 
 from fastdiff.ops import native, reference
 from fastdiff.ops.philox import STREAMS
-from fastdiff.plan import NEUTRAL, Plan
+from fastdiff.plan import FAST_NORMALS, NEUTRAL, Plan
 from tests.ops import cpu
 from tests.ops.cpu import FLOATS, OPS, assert_same_bits, copied, example, step_call
 from tests.ops.plans import plan_of, specialised
 from tests.ops.strategies import plans
 
 pytestmark = cpu.cpu_backend
-SUMS = {"noise_loss", "guidance_rescale"}  # which add in an order of their own
+SUMS = {"noise_loss", "guidance_rescale", "inner_products"}  # which add in an order of their own
 # Sums of at most 1e4 rounded terms in float64 agree to some 1e-12, and are then rounded to float32: one or two ulp.
 CLOSE = {"rtol": 2.5e-7, "atol": 0.0, "equal_nan": True}
 # Whole vectors; samples that end within one; more than one element to none; several vectors for each thread.
 SHAPES = [(3, 4, 8, 8), (2, 3, 5, 7), (1, 1, 1, 1), (2, 12, 1), (2, 3, 64, 96)]
-OPTIONAL = ["uncond", "w", "model_input", "first_bad", "variance", "scale", "threshold", "y", "history", "x0_out"]
+OPTIONAL = [
+    *("uncond", "w", "model_input", "first_bad", "variance", "scale", "threshold", "y", "history", "x0_out"),
+    *("w_uncond", "known", "mask"),
+]
 
 
 def assert_same(cuda: SimpleNamespace, name: str, call: cpu.Call) -> None:
@@ -80,6 +83,7 @@ def test_any_plan(cuda: SimpleNamespace, plan: Plan, given: set[str], data: st.D
     columns = set(plan.columns)
     needed = {"history"} | ({"variance"} if "cv" in columns else set())
     needed |= {"y"} if columns & {"cy", *(name for name in NEUTRAL if name.startswith("d"))} else set()
+    needed |= {"known", "mask"} if columns & {"k0", "kz"} else set()
     if "clip" not in columns:
         given = given - {"threshold"}
     if {"uncond", "w"} & given:
@@ -110,6 +114,7 @@ def test_memory_formats(cuda: SimpleNamespace, lie: str, dtype: torch.dtype) -> 
         "noise_loss",
         "noise_loss_backward",
         "guidance_rescale",
+        "inner_products",
         "threshold",
     ):
         call = example(name, (3, 4, 8, 8), dtype)
@@ -164,7 +169,7 @@ def test_a_level_outside_the_table_makes_its_sample_nan(cuda: SimpleNamespace) -
 
 def test_sums_do_not_depend_on_the_batch(cuda: SimpleNamespace) -> None:
     """Samples that begin anywhere in memory, alone and among others, to the bit."""
-    for name in ("noise_loss", "guidance_rescale", "threshold"):
+    for name in ("noise_loss", "guidance_rescale", "inner_products", "threshold"):
         call = example(name, (3, 3, 37, 41))
         together = cpu.run(cuda, name, call)["result 0"]
         for b in range(3):
@@ -173,7 +178,7 @@ def test_sums_do_not_depend_on_the_batch(cuda: SimpleNamespace) -> None:
                 for key, value in call.items()
                 if isinstance(value, Tensor)
             }
-            assert torch.equal(cpu.run(cuda, name, {**call, **alone})["result 0"], together[b : b + 1]), name
+            assert torch.equal(cpu.run(cuda, name, {**call, **alone})["result 0"], together[..., b : b + 1]), name
 
 
 @pytest.mark.parametrize("quantile", [0.0, 0.3, 0.995, 1.0])
@@ -188,7 +193,7 @@ def test_threshold_among_equal_and_infinite_numbers(cuda: SimpleNamespace, quant
 
 
 def test_sums_of_samples_without_elements(cuda: SimpleNamespace) -> None:
-    for name in ("noise_loss", "guidance_rescale"):
+    for name in sorted(SUMS):
         assert_same(cuda, name, example(name, (2, 0)))
 
 
@@ -211,7 +216,7 @@ def test_fast_normals_are_close_to_the_exact_ones_of_the_same_words(cuda: Simple
     call = step_call(plan, shape)
     call = {name: call[name] for name in ("x", "out", "table", "layout", "row", "key")}
     exact = cpu.run(cuda, "step", copied(call))["x"].view(-1, 2)
-    fast = cpu.run(cuda, "step", {**call, "layout": call["layout"] | 1 << 28})["x"].view(-1, 2)
+    fast = cpu.run(cuda, "step", {**call, "layout": call["layout"] | FAST_NORMALS})["x"].view(-1, 2)
     apart = (exact.norm(dim=1) - fast.norm(dim=1)).abs()
     assert (apart < 2e-6).double().mean() > 0.99
     scale = call["table"][int(call["row"]), 0]

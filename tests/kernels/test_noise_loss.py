@@ -7,6 +7,7 @@ import torch
 
 from fastdiff.errors import InputError
 from fastdiff.kernels import noise_loss as kernel
+from fastdiff.kernels import parts
 from fastdiff.kernels.launch import Launch
 from fastdiff.kernels.launch import run as run_launch
 from fastdiff.ops import reference
@@ -46,7 +47,7 @@ def test_sum_of_many_parts(device: torch.device) -> None:
     part = torch.rand(2, 2500, generator=torch.Generator().manual_seed(0))
     total = torch.empty(2, device=device)
     arguments = {"part": part.to(device), "total": total, "parts": 2500, "BLOCK": 1024}
-    run_launch(Launch(kernel.sum_kernel, (2, 1, 1), arguments))
+    run_launch(Launch(parts.sum_kernel, (2, 1, 1), arguments))
     torch.testing.assert_close(total.cpu(), part.double().sum(dim=1).float(), rtol=ULP, atol=0)
 
 

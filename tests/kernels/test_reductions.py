@@ -82,7 +82,7 @@ def x0_of(x: Tensor, quantile: float, device: torch.device) -> Tensor:
     plan = Plan.build("x", [0.0], {"px": 1.0})
     row = torch.zeros(len(x), dtype=torch.int64)
     tensors = [value.to(device) for value in (x, torch.zeros_like(x), table(plan))]
-    return kernel.threshold(*tensors, plan.layout, row.to(device), None, None, None, quantile).cpu()
+    return kernel.threshold(*tensors, plan.layout, row.to(device), None, None, None, None, quantile).cpu()
 
 
 @settings(deadline=None, max_examples=15)
@@ -140,7 +140,7 @@ def test_threshold_of_nan(device: torch.device) -> None:
 def test_threshold_of_a_step(device: torch.device, dtype: torch.dtype) -> None:
     """Guidance, scale and the row's coefficients are in it: the bits of x0 are those that the step clips."""
     call = example("threshold", (3, 3, 41, 43), dtype)
-    for change in ({}, {"scale": None}, {"uncond": None, "w": None}):
+    for change in ({}, {"w_uncond": None}, {"scale": None}, {"uncond": None, "w": None}):
         got = kernel.threshold(**moved({**call, **change}, device)).cpu()
         # The same order statistics; the reference interpolates in float32, in three roundings.
         torch.testing.assert_close(got, reference.threshold(**{**call, **change}), rtol=2 * ULP, atol=0)
@@ -182,7 +182,7 @@ def test_any_memory_format(device: torch.device, name: str, layout: str) -> None
 def test_sample_does_not_depend_on_its_batch(device: torch.device, name: str) -> None:
     """A sample alone has the bits that it has in a batch."""
     call = moved(example(name, (3, 9001)), device)
-    per_sample = ("x", "out", "uncond", "row", "w", "scale")
+    per_sample = ("x", "out", "uncond", "row", "w", "scale", "w_uncond")
     alone = {argument: value[1:2] for argument, value in call.items() if argument in per_sample}
     one = getattr(kernel, name)(**{**call, **alone})
     assert differing(one, getattr(kernel, name)(**call)[1:2]) == 0

@@ -89,7 +89,7 @@ def test_common_columns(device: torch.device, columns: set[str]) -> None:
 def test_any_memory_format(device: torch.device, layout: str) -> None:
     """However the elements of its tensors lie, a step writes the same numbers to the same elements."""
     call = step_call(plan_of(set(NEUTRAL)), (3, 4, 5, 6), dtype=torch.bfloat16)
-    images = ("x", "out", "uncond", "variance", "y", "model_input", "x0_out")
+    images = ("x", "out", "uncond", "variance", "y", "model_input", "x0_out", "known", "mask")
     wanted = run(reference, "step", copied(call))
     for names in (images, *((name,) for name in images)):
         placed = moved(call, device)
@@ -279,6 +279,11 @@ EACH = "with one number for each of 2 samples"
         ({"history": None}, "the table reads history slot 0, and history has 0 slots"),
         ({"y": None}, "the table has columns of the anchor state, which need y"),
         ({"variance": None}, "the table has the column cv, which needs variance"),
+        ({"mask": None}, "the table has columns of what is known, which need mask"),
+        ({"known": None}, "the table has the column k0, which needs known"),
+        ({"known": ZEROS.half()}, "known must be float32"),
+        ({"mask": torch.zeros(2, 1, 5)}, f"mask {SAME}"),
+        ({"w_uncond": ONES.double()}, f"w_uncond must be float32 {EACH}"),
         ({"key": None}, "the table has columns of noise, which need key or z"),
         ({"w": None}, "uncond needs w, the guidance scale of each sample"),
         ({"w": ONES.double()}, f"w must be float32 {EACH}"),
@@ -287,8 +292,8 @@ EACH = "with one number for each of 2 samples"
         ({"row": torch.tensor([0])}, f"row must be int64 {EACH}"),
         ({"first_bad": torch.zeros(2)}, f"first_bad must be int64 {EACH}"),
         ({"key": torch.zeros(2, 3).long()}, "key must be int64 [2, 2]: seeds and sample indices"),
-        ({"table": torch.zeros(3, 26)}, "table must be float32 [rows, 27] for this call"),
-        ({"layout": 1 << 29, "table": torch.zeros(3, 0)}, "layout 536870912 names no set of columns"),
+        ({"table": torch.zeros(3, 1)}, f"table must be float32 [rows, {len(NEUTRAL)}] for this call"),
+        ({"layout": 2 * FAST_NORMALS}, f"layout {2 * FAST_NORMALS} names no set of columns"),
         ({"layout": -1}, "layout -1 names no set of columns"),
         ({"out": ZEROS.to("meta")}, "out is on meta and the other tensors of the call on "),
         ({"row": torch.tensor([0, 1]).to("meta")}, "row is on meta and the other tensors of the call on "),

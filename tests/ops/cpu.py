@@ -27,6 +27,7 @@ WRITTEN = {name: [argument.name for argument in SCHEMAS[name].arguments if argum
 BATCH_DIM = {"key": 1, "history": 1}  # the dimension that counts samples, where it is not the first
 LEVELS = torch.tensor([[0.9, 0.3], [0.5, 0.8], [0.1, 1.2]])  # alpha and sigma
 WEIGHTS = torch.tensor([1.0, 2.5, 0.0, -1.0])  # of guidance; 1 leaves the output as it is
+MASK = torch.tensor([0.0, 0.25, 1.0])  # of what is known: not, in part, known
 STREAM = STREAMS["q_sample"]
 
 
@@ -71,6 +72,9 @@ def step_call(plan: Plan, shape: tuple[int, ...], seed: int = 0, dtype: torch.dt
         "y": random.normal(*shape),
         "history": random.normal(HISTORY_SLOTS, *shape),
         "x0_out": torch.full(shape, torch.nan),
+        "w_uncond": random.normal(batch),
+        "known": random.normal(*shape),
+        "mask": MASK[random.below(len(MASK), *shape)],
     }
 
 
@@ -88,7 +92,7 @@ def _examples(shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, Call]:
     image, empty = random.normal(*shape, dtype=dtype), torch.full(shape, torch.nan, dtype=dtype)
     drawn = {"key": step["key"], "draw": random.below(2**32, batch), "stream": STREAM}
     noised = {"x0": image, "level": random.below(len(LEVELS), batch), "table": LEVELS, **drawn, "noise": None}
-    predicted = ("x", "out", "table", "layout", "row", "uncond", "w", "scale")
+    predicted = ("x", "out", "table", "layout", "row", "uncond", "w", "scale", "w_uncond")
     return {
         "step": {**step, "x": broken},
         "step_directly": {**step, "x": broken},
@@ -98,6 +102,7 @@ def _examples(shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, Call]:
         "noise_loss": {"pred": image, **drawn},
         "noise_loss_backward": {"grad": random.normal(batch), "pred": image, **drawn},
         "guidance_rescale": {**{name: step[name] for name in ("out", "uncond", "w")}, "phi": 0.7},
+        "inner_products": {name: step[name] for name in ("out", "uncond")},
         "threshold": {**{name: step[name] for name in predicted}, "quantile": 0.9},
     }
 

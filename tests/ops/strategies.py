@@ -14,7 +14,10 @@ from tests.ops.cpu import FLOATS, Call, Random, step_call
 from tests.ops.plans import ROWS, STORES
 
 NUMBERS: st.SearchStrategy[Any] = st.floats(-2, 2, width=32)
-OPTIONAL = {"uncond", "model_input", "first_bad", "scale", "threshold", "y", "history", "z", "x0_out"}
+OPTIONAL = {
+    *("uncond", "model_input", "first_bad", "scale", "threshold", "y", "history", "z", "x0_out"),
+    *("w_uncond", "known", "mask"),
+}
 # Signed zeros, bounds of clip, infinities, NaN, and numbers that are subnormal or overflow in some dtype.
 SPECIAL = [0.0, -0.0, 0.5, -1.0, torch.inf, -torch.inf, torch.nan, 1e-45, -1e-39, 6e-8, 65519.0, 65520.0, -3e38]
 VALUES = {"clip": st.sampled_from([0.5, 1.0, np.inf]), "slot": st.integers(-1, HISTORY_SLOTS - 1)}
@@ -41,14 +44,15 @@ def steps(draw: st.DrawFn, shapes: Sequence[tuple[int, ...]]) -> Call:
     call["z"] = Random(seed + 1).normal(*shape)
 
     chosen = draw(st.sets(st.sampled_from(sorted(OPTIONAL))))
-    needed = {"y": plan.has_anchor, "history": plan.history_slots > 0}
+    inpaints = not {"k0", "kz"}.isdisjoint(plan.columns)
+    needed = {"y": plan.has_anchor, "history": plan.history_slots > 0, "known": inpaints, "mask": inpaints}
     for name in OPTIONAL - chosen:
         if not needed.get(name):
             del call[name]
     if "clip" not in plan.columns:
         call.pop("threshold", None)
 
-    read = sorted({"x", "out", "uncond", "variance", "y", "history", "z"} & call.keys())
+    read = sorted({"x", "out", "uncond", "variance", "y", "history", "z", "known", "mask"} & call.keys())
     for value in draw(st.lists(st.sampled_from(SPECIAL), max_size=4)):
         flat = call[draw(st.sampled_from(read))].view(-1)
         flat[draw(st.integers(0, len(flat) - 1))] = value

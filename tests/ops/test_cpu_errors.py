@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fastdiff.ops import native
-from fastdiff.plan import NEUTRAL
+from fastdiff.plan import FAST_NORMALS, NEUTRAL
 from tests.ops.cpu import WRITTEN, copied, cpu_backend, differing, example, run
 from tests.ops.plans import plan_of, table
 
@@ -16,6 +16,7 @@ pytestmark = cpu_backend
 
 SHAPE = (2, 3, 5)
 ZEROS, ONES = torch.zeros(SHAPE), torch.ones(2)
+COLUMNS, NONE = len(NEUTRAL), torch.zeros(3, 0)  # of a table
 KINDS = "must be float32, bfloat16 or float16 for the cpu backend; float64 runs on eager"
 SAME = "must have the shape of the other image tensors of the call"
 EACH = "with one number for each of 2 samples"
@@ -59,6 +60,12 @@ def refused(name: str, **change: Any) -> str:
         ("step", {"history": None}, "the table reads history slot 0, and history has 0 slots"),
         ("step", {"y": None}, "the table has columns of the anchor state, which need y"),
         ("step", {"variance": None}, "the table has the column cv, which needs variance"),
+        ("step", {"mask": None}, "the table has columns of what is known, which need mask"),
+        ("step", {"known": None}, "the table has the column k0, which needs known"),
+        ("step", {"known": ZEROS.half()}, "known must be float32"),
+        ("step", {"mask": ZEROS.bool()}, f"mask {KINDS}"),
+        ("step", {"mask": torch.zeros(2, 1, 5)}, f"mask {SAME}"),
+        ("step", {"w_uncond": ONES.double()}, f"w_uncond must be float32 {EACH}"),
         ("step", {"key": None}, "the table has columns of noise, which need key or z"),
         ("step", {"w": None}, "uncond needs w, the guidance scale of each sample"),
         ("step", {"w": ONES.double()}, f"w must be float32 {EACH}"),
@@ -71,10 +78,10 @@ def refused(name: str, **change: Any) -> str:
         ("step", {"first_bad": torch.zeros(2)}, f"first_bad must be int64 {EACH}"),
         ("step", {"key": torch.zeros(2, 3).long()}, "key must be int64 [2, 2]: seeds and sample indices"),
         ("step", {"key": torch.zeros(2, 2)}, "key must be int64 [2, 2]: seeds and sample indices"),
-        ("step", {"table": torch.zeros(3, 26)}, "table must be float32 [rows, 27] for this call"),
-        ("step", {"table": torch.zeros(3, 27).double()}, "table must be float32 [rows, 27] for this call"),
-        ("step", {"layout": 1 << 29, "table": torch.zeros(3, 0)}, "layout 536870912 names no set of columns"),
-        ("step", {"layout": 1 << 28, "table": torch.zeros(3, 0)}, "fast normals are for GPUs: use normals='exact'"),
+        ("step", {"table": torch.zeros(3, COLUMNS - 1)}, f"table must be float32 [rows, {COLUMNS}] for this call"),
+        ("step", {"table": torch.zeros(3, COLUMNS).double()}, f"table must be float32 [rows, {COLUMNS}] for this call"),
+        ("step", {"layout": 2 * FAST_NORMALS, "table": NONE}, f"layout {2 * FAST_NORMALS} names no set of columns"),
+        ("step", {"layout": FAST_NORMALS, "table": NONE}, "fast normals are for GPUs: use normals='exact'"),
         ("step", {"layout": -1}, "layout -1 names no set of columns"),
         ("normal_", {"z": ZEROS.double()}, f"z {KINDS}"),
         ("normal_", {"z": torch.zeros(())}, "image tensors must have 1 to 16 dimensions, the samples first"),
@@ -97,6 +104,9 @@ def refused(name: str, **change: Any) -> str:
         ("noise_loss_backward", {"grad": ONES.double()}, f"grad must be float32 {EACH}"),
         ("guidance_rescale", {"uncond": torch.zeros(2, 3, 4)}, f"uncond {SAME}"),
         ("guidance_rescale", {"w": torch.zeros(3)}, f"w must be float32 {EACH}"),
+        ("inner_products", {"uncond": torch.zeros(2, 3, 4)}, f"uncond {SAME}"),
+        ("inner_products", {"out": ZEROS.double()}, f"out {KINDS}"),
+        ("threshold", {"w_uncond": torch.ones(3)}, f"w_uncond must be float32 {EACH}"),
         ("threshold", {"quantile": 1.5}, "quantile must be in 0..1, got 1.5"),
         ("threshold", {"quantile": float("nan")}, "quantile must be in 0..1, got nan"),
         ("threshold", {"row": torch.tensor([0, 3])}, "row 3 is not in the table, which has 3 rows"),

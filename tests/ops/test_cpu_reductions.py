@@ -43,7 +43,7 @@ def test_noise_loss(level: int, size: int, dtype: torch.dtype) -> None:
 
 def test_sums_do_not_depend_on_the_instruction_set(level: int) -> None:
     """Every instruction set adds in one order: the bits of the sums are those of the scalar kernels."""
-    for name in ("noise_loss", "guidance_rescale", "threshold"):
+    for name in ("noise_loss", "guidance_rescale", "inner_products", "threshold"):
         call = example(name, (2, 3, 41, 43), torch.bfloat16)
         got = run(native.ops, name, call)
         torch.ops.fastdiff.cpu_level(0)
@@ -79,11 +79,26 @@ def test_guidance_rescale_of_a_constant(level: int) -> None:
     assert got.tolist() == [1.0, 1.0]
 
 
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("size", SIZES)
+def test_inner_products(level: int, size: int, dtype: torch.dtype) -> None:
+    """Of the output and its difference from the unconditional one, summed in float64."""
+    call = example("inner_products", (3, size), dtype)
+    c, u = call["out"].float(), call["uncond"].float()
+    apart = (c - u).double()
+    c = c.double()
+    got = native.ops.inner_products(**call).double()
+    for found, (a, b) in zip(got, ((c, c), (c, apart), (apart, apart)), strict=True):
+        # The products are those of float64, whose sums differ by 1e-13 at most; the result is rounded to float32.
+        exact, size = (a * b).sum(dim=1), (a * b).abs().sum(dim=1)
+        assert ((found - exact).abs() <= ULP / 2 * exact.abs() + 1e-12 * size).all()
+
+
 def x0_of(x: Tensor, quantile: float, ops: Backend = native.ops) -> Tensor:
     """The threshold where x0 = x."""
     plan = Plan.build("x", [0.0], {"px": 1.0})
     row = torch.zeros(len(x), dtype=torch.int64)
-    return ops.threshold(x, torch.zeros_like(x), table(plan), plan.layout, row, None, None, None, quantile)
+    return ops.threshold(x, torch.zeros_like(x), table(plan), plan.layout, row, None, None, None, None, quantile)
 
 
 @settings(deadline=None, max_examples=60)

@@ -21,11 +21,11 @@ FLOAT32 = {"rtol": 1e-5, "atol": 1e-4}
 F = np.float32
 
 
-def numpy_step(plan, row, x, out, uncond, w, v, y, h, z):
+def numpy_step(plan, row, x, out, uncond, w, w_uncond, v, y, h, z, known, mask):
     """The equations, one sample, float64. Returns x', y', h, x0."""
     c = {name: plan.column(name)[row] for name in NEUTRAL}
     if uncond is not None:
-        out = uncond + w * (out - uncond)
+        out = uncond + w * (out - uncond) if w_uncond is None else w * out + w_uncond * uncond
     x0 = np.clip(c["px"] * x + c["po"] * out, -c["clip"], c["clip"])
     eps = c["ex"] * x + c["eo"] * out + c["e0"] * x0
     x_next = c["cx"] * x + c["cy"] * y + c["c0"] * x0 + c["ce"] * eps + c["cz"] * np.exp(c["cv"] * v) * z
@@ -34,31 +34,35 @@ def numpy_step(plan, row, x, out, uncond, w, v, y, h, z):
     for k in range(len(h)):
         x_next = x_next + c[f"ch{k}"] * h[k]
         y_next = y_next + c[f"dh{k}"] * h[k]
+    if {"k0", "kz"} & {*plan.columns}:
+        x_next = (1 - mask) * x_next + mask * (c["k0"] * known + c["kz"] * z)
     if c["slot"] >= 0:
         h[int(c["slot"])] = x0 if plan.stores == "x0" else eps
     return x_next, y_next, h, x0
 
 
 @settings(deadline=None, max_examples=150)
-@given(plan=plans(), guided=st.booleans(), seed=st.integers(0, 2**32 - 1), double=st.booleans())
-def test_every_set_of_columns(plan, guided, seed, double):
+@given(plan=plans(), weights=st.integers(0, 2), seed=st.integers(0, 2**32 - 1), double=st.booleans())
+def test_every_set_of_columns(plan, weights, seed, double):
     """Samples of one batch at different rows, with their own w and noise, follow the equations."""
     shape, dtype = (4, 2, 3, 5), torch.float64 if double else torch.float32
     generator = torch.Generator().manual_seed(seed)
-    x, out, uncond, v, y, z = (torch.randn(shape, generator=generator, dtype=dtype) for _ in range(6))
+    x, out, uncond, v, y, z, known = (torch.randn(shape, generator=generator, dtype=dtype) for _ in range(7))
+    mask = torch.randint(-1, 3, shape, generator=generator).clamp(0, 2).to(dtype) / 2
     h = torch.randn((HISTORY_SLOTS, *shape), generator=generator, dtype=dtype)
-    w = torch.tensor([0.0, 1.0, 2.5, -1.0], dtype=dtype)
+    w, w_uncond = torch.tensor([[0.0, 1.0, 2.5, -1.0], [0.5, -2.0, 1.0, 0.0]], dtype=dtype)
     row = torch.tensor([0, 2, 1, 2])
     expected = [
         numpy_step(
             plan,
             int(row[b]),
             *(a[b].double().numpy() for a in (x, out)),
-            uncond[b].double().numpy() if guided else None,
+            uncond[b].double().numpy() if weights else None,
             float(w[b]),
+            float(w_uncond[b]) if weights == 2 else None,
             *(a[b].double().numpy() for a in (v, y)),
             h[:, b].double().numpy(),
-            z[b].double().numpy(),
+            *(a[b].double().numpy() for a in (z, known, mask)),
         )
         for b in range(len(row))
     ]
@@ -69,14 +73,17 @@ def test_every_set_of_columns(plan, guided, seed, double):
         table(plan, dtype),
         plan.layout,
         row,
-        uncond=uncond if guided else None,
-        w=w if guided else None,
+        uncond=uncond if weights else None,
+        w=w if weights else None,
+        w_uncond=w_uncond if weights == 2 else None,
         variance=v,
         y=y,
         history=h,
         z=z,
         model_input=model_input,
         x0_out=x0,
+        known=known,
+        mask=mask,
     )
     # float64 differs from NumPy by the order of a few sums.
     close = {"rtol": 1e-12, "atol": 1e-12} if double else FLOAT32
@@ -89,10 +96,14 @@ def test_every_set_of_columns(plan, guided, seed, double):
         np.testing.assert_allclose(model_input[b], plan.column("scale_in")[following] * x_next, **close)
 
 
-def spec_step(c, following, x, out, uncond, w, scale, threshold, v, y, h, z):
+def spec_step(c, following, x, out, uncond, w, w_uncond, scale, threshold, v, y, h, z, known, mask):
     """docs/step.md for one element with every column in use, float32. Returns x', y', x0, eps and the next input."""
     total = rounding.total
-    out = F(scale) * rounding.fma(w, F(out) - F(uncond), uncond)
+    if w_uncond is None:
+        out = rounding.fma(w, F(out) - F(uncond), uncond)
+    else:
+        out = rounding.fma(w, out, F(w_uncond) * F(uncond))
+    out = F(scale) * out
     s = max(threshold, c["clip"])
     ratio = F(1) if c["clip"] == math.inf else F(c["clip"]) / F(s)
     x0 = F(np.clip(total((c["px"], x), (c["po"], out)), -F(s), F(s))) * ratio
@@ -104,12 +115,14 @@ def spec_step(c, following, x, out, uncond, w, scale, threshold, v, y, h, z):
         here = [(c[prefix + name], value) for name, value in {"x": x, "y": y, "0": x0, "e": eps}.items()]
         return total(*here, *history, (c[prefix + "z"], noise))
 
-    x_next = state("c", g)
+    x_next, keep = state("c", g), total((c["k0"], known), (c["kz"], z))
+    x_next = keep if mask == 1 else rounding.fma(mask, keep - x_next, x_next)
     return x_next, state("d", z), x0, eps, following["scale_in"] * x_next
 
 
+@pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("stores", ["x0", "eps"])
-def test_every_bit_of_a_step(stores):
+def test_every_bit_of_a_step(stores, weighted):
     """0 bits from docs/step.md in exact rationals, with every column and every tensor of a step in use."""
     rng = np.random.default_rng(5)
     columns = {name: rng.normal(size=ROWS) for name in NEUTRAL if name not in ("clip", "slot")}
@@ -117,18 +130,18 @@ def test_every_bit_of_a_step(stores):
     plan = Plan.build("all", [2, 1, 0], {**columns, "clip": [0.5, 2.0, np.inf], "slot": [0, 3, -1]}, stores=stores)
     assert plan.columns == tuple(NEUTRAL)
     row, shape = torch.tensor([0, 1, 2]), (ROWS, 4)
-    x, out, uncond, v, y, z = torch.from_numpy(rng.normal(size=(6, *shape))).float()
-    w, scale = torch.from_numpy(rng.normal(size=(2, ROWS))).float()
+    x, out, uncond, v, y, z, known = torch.from_numpy(rng.normal(size=(7, *shape))).float()
+    w, w_uncond, scale = torch.from_numpy(rng.normal(size=(3, ROWS))).float()
+    mask = torch.tensor([0.0, 0.3, 1.0, 1.0]).expand(shape)
     h, threshold = torch.from_numpy(rng.normal(size=(HISTORY_SLOTS, *shape))).float(), torch.full((ROWS,), 1.5)
     values = table(plan)
     rows = [dict(zip(plan.columns, map(F, values[r].tolist()), strict=True)) for r in (0, 1, 2, 2)]
     expected = np.empty((5, *shape), dtype=F)
     for b, e in np.ndindex(shape):
         here = (t[b, e].item() for t in (x, out, uncond))
-        own = (t[b].item() for t in (w, scale, threshold))
-        expected[:, b, e] = spec_step(
-            rows[b], rows[b + 1], *here, *own, v[b, e].item(), y[b, e].item(), h[:, b, e].tolist(), z[b, e].item()
-        )
+        own = w[b].item(), w_uncond[b].item() if weighted else None, scale[b].item(), threshold[b].item()
+        noise, image = (v[b, e].item(), y[b, e].item()), (t[b, e].item() for t in (z, known, mask))
+        expected[:, b, e] = spec_step(rows[b], rows[b + 1], *here, *own, *noise, h[:, b, e].tolist(), *image)
     x_next, y_next, x0, eps, scaled = torch.from_numpy(expected)
     h_next = h.clone()
     h_next[0, 0], h_next[3, 1] = (x0 if stores == "x0" else eps)[:2]
@@ -136,7 +149,7 @@ def test_every_bit_of_a_step(stores):
     model_input, x0_out = torch.full((2 * ROWS, 4), torch.nan), torch.full(shape, torch.nan)
     reference.step(
         *(x, out, values, plan.layout, row, uncond, w, None, model_input, None),
-        *(v, scale, threshold, y, h, z, x0_out),
+        *(v, scale, threshold, y, h, z, x0_out, w_uncond if weighted else None, known, mask),
     )
     for got, wanted in ((x, x_next), (y, y_next), (h, h_next), (x0_out, x0)):
         assert torch.equal(got, wanted)
@@ -181,9 +194,9 @@ def test_marks_what_is_not_finite(bad):
     assert first_bad.tolist() == [8, 2, 5]
 
 
-@pytest.mark.parametrize("column", ["cz", "cv", "cy", "ch1", "dx", "dz", "slot"])
+@pytest.mark.parametrize("column", ["cz", "cv", "cy", "ch1", "dx", "dz", "k0", "kz", "slot"])
 def test_a_column_without_its_tensor_is_refused(column):
-    """A plan that uses noise, variance, anchor or history is not carried out without it."""
+    """A plan that uses noise, variance, anchor, history or what is known is not carried out without it."""
     plan = Plan.build("lacks", [0.0], {"cz": 1.0, column: 2.0} if column == "cv" else {column: 2.0})
     x, z = torch.zeros(1, 2), torch.zeros(1, 2)
     with pytest.raises(fd.InputError, match="was not given"):
@@ -252,14 +265,29 @@ def test_guidance_rescale_is_the_formula():
     torch.testing.assert_close(part, 0.7 * full + 0.3, rtol=1e-12, atol=0)
 
 
+def test_inner_products_are_the_formula():
+    """<c, c>, <c, c - u> and <c - u, c - u>; the last one is right where it is 1e-12 of the first."""
+    c, apart = torch.randn(2, 3, 5, 7, dtype=torch.float64).unbind()
+    # float64: c - u is right to 1e-16 of c, and the sums over 35 elements to 1e-14.
+    for size, error in ((1.0, 1e-13), (1e-6, 1e-9)):
+        got = reference.inner_products(c, c - size * apart)
+        expected = [(c * c).sum((1, 2)), size * (c * apart).sum((1, 2)), size**2 * (apart * apart).sum((1, 2))]
+        for found, wanted, scale in zip(got, expected, (1, size, size**2), strict=True):
+            torch.testing.assert_close(found, wanted, rtol=0, atol=100 * error * scale)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("quantile", [0.0, 0.3, 0.995, 1.0])
-def test_threshold_is_the_quantile(quantile):
+def test_threshold_is_the_quantile(quantile, weighted):
     """The quantile of |x0| before clipping, of the guided and rescaled output, interpolated as NumPy does."""
     plan = fd.samplers.ddim(fd.schedules.linear(), steps=4, clip=1.0)
     x, out, uncond = torch.randn(3, 2, 57, dtype=torch.float64).unbind()
     row, w, scale = torch.tensor([0, 2]), torch.tensor([2.0, 3.0]).double(), torch.tensor([0.9, 0.8]).double()
-    got = reference.threshold(x, out, table(plan, torch.float64), plan.layout, row, uncond, w, scale, quantile)
-    guided = scale[:, None] * (uncond + w[:, None] * (out - uncond))
+    w_uncond = torch.tensor([-1.5, 0.5]).double() if weighted else None
+    values = table(plan, torch.float64)
+    got = reference.threshold(x, out, values, plan.layout, row, uncond, w, scale, w_uncond, quantile)
+    rest = 1 - w if w_uncond is None else w_uncond
+    guided = scale[:, None] * (w[:, None] * out + rest[:, None] * uncond)
     px, po = (torch.from_numpy(plan.column(name).copy())[row][:, None] for name in ("px", "po"))
     expected = np.quantile(np.abs((px * x + po * guided).numpy()), quantile, axis=1)
     # float64; px and po are of size 20 in the noisiest row.

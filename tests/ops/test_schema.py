@@ -45,7 +45,7 @@ def step_arguments() -> tuple[Any, ...]:
         *(image[0], image[1].bfloat16(), torch.from_numpy(all_columns.table.copy()).float(), all_columns.layout),
         *(torch.tensor([0, 1]), image[2].bfloat16(), randn(B), KEY, torch.zeros(2 * B, *SHAPE[1:])),
         *(torch.full((B,), 9), image[3], randn(B), randn(B).abs(), image[4], randn(HISTORY_SLOTS, *SHAPE), None),
-        torch.zeros(SHAPE),
+        *(torch.zeros(SHAPE), randn(B), image[5], torch.full(SHAPE, 0.5)),
     )
 
 
@@ -62,7 +62,8 @@ def arguments() -> dict[str, tuple[Any, ...]]:
         "noise_loss": (x0, KEY, DRAW, STREAM),
         "noise_loss_backward": (randn(B), x0, KEY, DRAW, STREAM),
         "guidance_rescale": (out, uncond, w, 0.7),
-        "threshold": (x, out, table, layout, row, uncond, w, None, 0.9),
+        "inner_products": (out, uncond),
+        "threshold": (x, out, table, layout, row, uncond, w, None, None, 0.9),
     }
 
 
