@@ -1,4 +1,4 @@
-"""Parts of samples: what the ops that draw noise, and those that reduce a sample to one number, share."""
+"""Parts of samples: what the ops that draw noise, and those that reduce a sample to numbers, share."""
 
 from __future__ import annotations
 

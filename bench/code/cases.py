@@ -114,7 +114,7 @@ def _q_sample(dtype: str) -> tuple[Any, ...]:
 def _threshold(dtype: str) -> tuple[Any, ...]:
     plan = PLANS["ddim clipped"]
     predicted = (_image("fp32"), _image(dtype), _table(plan), plan.layout, _of_samples(torch.int64), _image(dtype))
-    return (*predicted, _of_samples(torch.float32), None, 0.995)
+    return (*predicted, _of_samples(torch.float32), None, None, 0.995)
 
 
 _OTHERS: dict[str, tuple[Callable[[str], tuple[Any, ...]], str, Callable[[int], Work]]] = {
@@ -131,6 +131,7 @@ _OTHERS: dict[str, tuple[Callable[[str], tuple[Any, ...]], str, Callable[[int], 
         "none",
         work.guidance_rescale,
     ),
+    "inner_products": (lambda dtype: (_image(dtype), _image(dtype)), "none", work.inner_products),
     "threshold": (_threshold, "none", work.threshold),
 }
 

@@ -40,6 +40,7 @@ _KERNELS = {
     "noise_loss": CudaKernel("noise.cu", f"LossPart.*{_MIXED}", turns=1),
     "noise_loss_backward": CudaKernel("noise.cu", f"VectorBody.*{_MIXED}.*LossGradient"),
     "guidance_rescale": CudaKernel("reductions.cu", f"RescalePart.*{_MIXED}", turns=1),
+    "inner_products": CudaKernel("reductions.cu", f"ProductsPart.*{_MIXED}", turns=1),
     "threshold": CudaKernel("reductions.cu", f"CountDigit.*{_MIXED}.*Formula"),
 }
 

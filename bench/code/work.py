@@ -101,6 +101,11 @@ def guidance_rescale(size: int) -> Work:
     return Work(2 * size, 0, fma=1, reduces=True)
 
 
+def inner_products(size: int) -> Work:
+    """Return the work of the products of two outputs of so many bytes an element."""
+    return Work(2 * size, 0, reduces=True)
+
+
 def threshold(size: int) -> Work:
     """Return the work of a count over |x0|, of guided outputs of so many bytes an element."""
     return Work(4 + 2 * size, 0, fma=2, reduces=True)

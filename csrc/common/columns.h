@@ -17,7 +17,7 @@ enum Column : int {
   // Beyond the columns: what the history keeps, which normals are drawn, and which optional tensors there are.
   STORES_EPS = COLUMNS,
   FAST_NORMALS,
-  GUIDED, WEIGHTED, SCALED, THRESHOLDED, ANCHORED, X0_OUT, MODEL_INPUT, FIRST_BAD
+  SCALED, GUIDED, WEIGHTED, THRESHOLDED, ANCHORED, X0_OUT, MODEL_INPUT, FIRST_BAD
 };
 // clang-format on
 

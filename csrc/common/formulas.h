@@ -1,5 +1,5 @@
 // The sets of columns of the samplers that most people run, known to the compiler. Every backend compiles a step for
-// each of them, and one for all others.
+// each of them, and two for all others.
 #pragma once
 
 #include "common/columns.h"

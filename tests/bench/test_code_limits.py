@@ -43,6 +43,7 @@ def test_the_work_of_the_other_ops_by_hand() -> None:
     assert work.noise_loss_backward(4).tally(4) == Tally(loads=1, stores=1, fma=34 + 5)  # a division takes five
     assert work.normal(2).tally(8) == Tally(stores=1, fma=68)
     assert work.guidance_rescale(2).tally(8).loads == 2
+    assert work.inner_products(4).tally(8).loads == 2 + 2
     assert work.threshold(2).tally(8).loads == 2 + 2
 
 

@@ -13,9 +13,9 @@ import torch
 
 from fastdiff.ops import dispatch, native, schema
 from fastdiff.plan import FAST_NORMALS
-from tests.gpu.cases import GPU, TOLERANCE, on_cpu, to_cpu
+from tests.gpu.cases import GPU, assert_alike, on_cpu, to_cpu
 from tests.kernels.calls import moved
-from tests.ops.cpu import OPS, assert_same_bits, example, run
+from tests.ops.cpu import OPS, example, run
 
 SHAPES = ((3, 5, 7, 3), (2, 3, 33, 32), (2, 1, 1, 1))
 
@@ -33,10 +33,7 @@ def main() -> int:
                 call = example(name, shape, dtype)
                 found, wanted = to_cpu(run(ops, name, moved(call, GPU))), on_cpu(name, call)
                 try:
-                    if name in TOLERANCE:
-                        torch.testing.assert_close(found, wanted, rtol=TOLERANCE[name], atol=1e-7)
-                    else:
-                        assert_same_bits(found, wanted)
+                    assert_alike(name, found, wanted)
                 except AssertionError as error:
                     wrong += 1
                     print(f"{backend} {name} {shape} {dtype}: {error}")

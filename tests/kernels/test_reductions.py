@@ -16,7 +16,7 @@ from fastdiff.kernels.launch import run as run_launch
 from fastdiff.ops import reference
 from fastdiff.plan import Plan
 from tests.kernels.calls import LAYOUTS, moved
-from tests.ops.cpu import FLOATS, assert_same_bits, copied, differing, example, run
+from tests.ops.cpu import FLOATS, assert_products_close, assert_same_bits, copied, differing, example, run
 from tests.ops.plans import ROWS, table
 
 SIZES = [2, 127, 4096, 9001]  # less than a part of a sample, whole ones, and several with an odd tail
@@ -75,6 +75,27 @@ def test_guidance_rescale_of_nan(device: torch.device) -> None:
     call["out"][0, -1], call["uncond"][2, 0], call["w"][2] = torch.nan, torch.inf, 2.5
     got = kernel.guidance_rescale(**moved(call, device)).cpu()
     assert got.isfinite().tolist() == [False, True, False]
+
+
+# A product is rounded, its place in the sum of its part at most 32 times in a row, and the result, half an ulp each.
+PRODUCT_ERROR = (1 + 32 + 1) / 2 * ULP
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("size", [1, *SIZES])
+def test_inner_products(device: torch.device, size: int, dtype: torch.dtype) -> None:
+    """<c, c>, <c, c - u> and <c - u, c - u>, from the difference rounded to float32."""
+    call = example("inner_products", (3, size), dtype)
+    got = kernel.inner_products(**moved(call, device)).cpu()
+    assert_products_close(got, reference.inner_products(**call), rtol=PRODUCT_ERROR)
+
+
+def test_inner_products_of_nan(device: torch.device) -> None:
+    """NaN or infinity in one sample is seen in its own products, and in no other's."""
+    call = example("inner_products", (3, 5000))
+    call["out"][0, -1], call["uncond"][2, 0] = torch.nan, torch.inf
+    got = kernel.inner_products(**moved(call, device)).cpu()
+    assert got.isfinite().tolist() == [[False, True, True], [False, True, False], [False, True, False]]
 
 
 def x0_of(x: Tensor, quantile: float, device: torch.device) -> Tensor:
@@ -155,6 +176,9 @@ def test_large(device: torch.device, shape: tuple[int, ...]) -> None:
     call = example("guidance_rescale", shape, torch.bfloat16)
     got = kernel.guidance_rescale(**moved(call, device)).cpu()
     torch.testing.assert_close(got, reference.guidance_rescale(**call), rtol=RATIO_ERROR, atol=0)
+    call = example("inner_products", shape, torch.bfloat16)
+    got = kernel.inner_products(**moved(call, device)).cpu()
+    assert_products_close(got, reference.inner_products(**call), rtol=PRODUCT_ERROR)
     call = example("threshold", shape, torch.bfloat16)
     got = kernel.threshold(**moved(call, device)).cpu()
     torch.testing.assert_close(got, reference.threshold(**call), rtol=2 * ULP, atol=0)
@@ -168,7 +192,7 @@ def test_row_outside_the_table(device: torch.device, row: int) -> None:
     assert kernel.threshold(**moved(call, device)).isnan().tolist() == [False, True, False]
 
 
-@pytest.mark.parametrize("name", ["guidance_rescale", "threshold"])
+@pytest.mark.parametrize("name", ["guidance_rescale", "inner_products", "threshold"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_any_memory_format(device: torch.device, name: str, layout: str) -> None:
     """However the elements of the image tensors lie, the bits are the same."""
@@ -178,20 +202,22 @@ def test_any_memory_format(device: torch.device, name: str, layout: str) -> None
         assert_same_bits(run(kernel, name, {**call, **images}), run(kernel, name, call))
 
 
-@pytest.mark.parametrize("name", ["guidance_rescale", "threshold"])
+@pytest.mark.parametrize("name", ["guidance_rescale", "inner_products", "threshold"])
 def test_sample_does_not_depend_on_its_batch(device: torch.device, name: str) -> None:
     """A sample alone has the bits that it has in a batch."""
     call = moved(example(name, (3, 9001)), device)
     per_sample = ("x", "out", "uncond", "row", "w", "scale", "w_uncond")
     alone = {argument: value[1:2] for argument, value in call.items() if argument in per_sample}
     one = getattr(kernel, name)(**{**call, **alone})
-    assert differing(one, getattr(kernel, name)(**call)[1:2]) == 0
+    assert differing(one, getattr(kernel, name)(**call)[..., 1:2]) == 0
 
 
 def test_empty(device: torch.device) -> None:
     """No samples give no numbers; samples without elements have no deviation and no quantile."""
     for name in ("guidance_rescale", "threshold"):
         assert getattr(kernel, name)(**moved(example(name, (0, 3, 4)), device)).shape == (0,)
+    assert kernel.inner_products(**moved(example("inner_products", (0, 3, 4)), device)).shape == (3, 0)
+    assert kernel.inner_products(**moved(example("inner_products", (2, 0)), device)).tolist() == [[0.0] * 2] * 3
     assert kernel.guidance_rescale(**moved(example("guidance_rescale", (2, 0)), device)).isnan().all()
     with pytest.raises(InputError, match="threshold needs samples with elements"):
         kernel.threshold(**moved(example("threshold", (2, 0)), device))
@@ -213,3 +239,5 @@ def test_refusals(device: torch.device) -> None:
     call = moved(example("guidance_rescale", (2, 43)), device)
     with pytest.raises(InputError, match="uncond must have the shape"):
         kernel.guidance_rescale(**{**call, "uncond": call["uncond"][:1]})
+    with pytest.raises(InputError, match="uncond must have the shape"):
+        kernel.inner_products(call["out"], call["uncond"][:1])

@@ -120,6 +120,13 @@ def copied(call: Call) -> Call:
     return {name: value.clone() if isinstance(value, Tensor) else value for name, value in call.items()}
 
 
+def assert_products_close(got: Tensor, wanted: Tensor, rtol: float) -> None:
+    """Inner products [3, B] agree, relative to the norms of their factors: their terms may cancel."""
+    of_out, _, of_difference = wanted.double()
+    size = torch.stack([of_out, (of_out * of_difference).sqrt(), of_difference])
+    assert ((got.double() - wanted.double()).abs() <= rtol * size).all()
+
+
 def differing(a: Tensor, b: Tensor) -> int:
     """How many elements differ in any bit; NaN is NaN, whatever its payload."""
     words = {2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]

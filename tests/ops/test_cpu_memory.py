@@ -122,7 +122,7 @@ def test_what_is_read_may_be_expanded(level: int, name: str) -> None:
 
 
 @pytest.mark.parametrize("written", ["x", "model_input", "x0_out", "y", "history"])
-@pytest.mark.parametrize("read", ["out", "uncond", "z"])
+@pytest.mark.parametrize("read", ["out", "uncond", "z", "known", "mask"])
 def test_what_is_written_may_be_read_element_for_element_only(written: str, read: str) -> None:
     """The same tensor is fine (a network may return its input); the same memory in another order is refused."""
     call = example("step", (3, 6, 6))

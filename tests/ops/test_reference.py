@@ -13,6 +13,7 @@ from fastdiff.ops import reference
 from fastdiff.ops.exact import exp
 from fastdiff.plan import HISTORY_SLOTS, NEUTRAL, Plan
 from tests import rounding
+from tests.ops.cpu import assert_products_close
 from tests.ops.plans import ROWS, table
 from tests.ops.strategies import plans
 
@@ -140,8 +141,8 @@ def test_every_bit_of_a_step(stores, weighted):
     for b, e in np.ndindex(shape):
         here = (t[b, e].item() for t in (x, out, uncond))
         own = w[b].item(), w_uncond[b].item() if weighted else None, scale[b].item(), threshold[b].item()
-        noise, image = (v[b, e].item(), y[b, e].item()), (t[b, e].item() for t in (z, known, mask))
-        expected[:, b, e] = spec_step(rows[b], rows[b + 1], *here, *own, *noise, h[:, b, e].tolist(), *image)
+        before, behind = ([t[b, e].item() for t in tensors] for tensors in ((v, y), (z, known, mask)))
+        expected[:, b, e] = spec_step(rows[b], rows[b + 1], *here, *own, *before, h[:, b, e].tolist(), *behind)
     x_next, y_next, x0, eps, scaled = torch.from_numpy(expected)
     h_next = h.clone()
     h_next[0, 0], h_next[3, 1] = (x0 if stores == "x0" else eps)[:2]
@@ -165,6 +166,33 @@ def test_noise_is_that_of_the_row():
     reference.step(x, torch.zeros_like(x), table(plan), plan.layout, row, key=key)
     z = fd.noise.normal((2, 7), seed=seed, index=index, step=row, stream="step")
     assert torch.equal(x, torch.stack([2 * z[0], z[1]]))
+
+
+def test_what_is_known_is_put_back():
+    """Where the mask is 1 the state is known at the level after the row, whatever the network said; elsewhere a step.
+
+    The noise is that of the step; history and anchor state know nothing of it.
+    """
+    columns = {"px": 1.0, "po": -0.5, "cx": 0.25, "c0": 0.5, "cz": 0.3, "dx": 0.5, "slot": 0.0}
+    free, plan = (Plan.build("p", [1.0], {**columns, **known}) for known in ({}, {"k0": 0.8, "kz": 0.6}))
+    x, out, known, z = torch.randn(4, 2, 50, generator=torch.Generator().manual_seed(0)).unbind()
+    mask = torch.tensor([0.0, 1.0, 0.5, 1.0, 0.0]).repeat(10).expand(2, 50)
+    out[:, 3] = torch.nan  # known: of no consequence
+
+    def stepped(plan):
+        state, y, history = x.clone(), x.clone(), torch.zeros(1, 2, 50)
+        row = torch.zeros(2, dtype=torch.int64)
+        given = {"y": y, "history": history, "z": z, "known": known, "mask": mask}
+        reference.step(state, out, table(plan), plan.layout, row, **given)
+        return state, y, history
+
+    (without, *others), (state, *same) = stepped(free), stepped(plan)
+    assert all(torch.equal(a.nan_to_num(9.0), b.nan_to_num(9.0)) for a, b in zip(others, same, strict=True))
+    keep = 0.8 * known + 0.6 * z
+    assert torch.equal(state[mask == 0], without[mask == 0])
+    # Up to four roundings, of half an ulp of numbers below 4 each.
+    torch.testing.assert_close(state[mask == 1], keep[mask == 1], rtol=0, atol=1e-6)
+    torch.testing.assert_close(state[mask == 0.5], ((keep + without) / 2)[mask == 0.5], rtol=0, atol=1e-6)
 
 
 def test_low_precision_outputs_are_widened_first():
@@ -268,12 +296,11 @@ def test_guidance_rescale_is_the_formula():
 def test_inner_products_are_the_formula():
     """<c, c>, <c, c - u> and <c - u, c - u>; the last one is right where it is 1e-12 of the first."""
     c, apart = torch.randn(2, 3, 5, 7, dtype=torch.float64).unbind()
-    # float64: c - u is right to 1e-16 of c, and the sums over 35 elements to 1e-14.
-    for size, error in ((1.0, 1e-13), (1e-6, 1e-9)):
-        got = reference.inner_products(c, c - size * apart)
-        expected = [(c * c).sum((1, 2)), size * (c * apart).sum((1, 2)), size**2 * (apart * apart).sum((1, 2))]
-        for found, wanted, scale in zip(got, expected, (1, size, size**2), strict=True):
-            torch.testing.assert_close(found, wanted, rtol=0, atol=100 * error * scale)
+    expected = torch.stack([(c * c).sum((1, 2)), (c * apart).sum((1, 2)), (apart * apart).sum((1, 2))])
+    # float64: u and c - u are right to some 1e-16 of c, which the smaller difference sees a million times larger.
+    for size, error in ((1.0, 1e-14), (1e-6, 1e-8)):
+        powers = torch.tensor([[1.0], [size], [size**2]], dtype=torch.float64)
+        assert_products_close(reference.inner_products(c, c - size * apart), powers * expected, rtol=error)
 
 
 @pytest.mark.parametrize("weighted", [False, True])
