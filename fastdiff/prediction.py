@@ -67,6 +67,20 @@ def _edm(alpha: Array, sigma: Array) -> Prediction:
     )
 
 
+def _consistency(alpha: Array, sigma: Array) -> Prediction:
+    above, data = sigma - SIGMA_MIN * alpha, SIGMA_DATA * alpha
+    skip, scale = SIGMA_DATA * data / (above**2 + data**2), SIGMA_DATA * above / np.hypot(sigma, data)
+    target = np.divide(1, scale, out=np.zeros_like(scale), where=scale != 0)  # none where the network is not heard
+    return Prediction(
+        px=skip,
+        po=scale,
+        ex=(1 - alpha * skip) / sigma,
+        eo=-alpha * scale / sigma,
+        t0=(1 - alpha * skip) * target,
+        te=-sigma * skip * target,
+    )
+
+
 _PREDICTIONS: dict[str, Callable[[Array, Array], Prediction]] = {
     "eps": _eps,  # Ho et al. 2020, eq. 11
     "x0": _x0,
@@ -74,10 +88,12 @@ _PREDICTIONS: dict[str, Callable[[Array, Array], Prediction]] = {
     "score": _score,  # -eps / sigma: Song & Ermon 2019
     "flow": _flow,  # eps - x0: Liu et al. 2022
     "edm": _edm,  # F of x0 = c_skip x / alpha + c_out F, data of deviation 0.5: Karras et al. 2022, Table 1
+    "consistency": _consistency,  # as edm, but x0 = x / alpha at sigma_min = 0.002: Song et al. 2023, appendix C
 }
 _STEP = "eps_step"
 _NEEDS_SIGNAL = ("eps", "score", _STEP)
 SIGMA_DATA = 0.5
+SIGMA_MIN = 0.002
 
 
 def names() -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ParamSpec
@@ -89,13 +90,13 @@ class Schedule:
         """Return the same levels with other network times, [T]; e.g. `s.with_time(s.sigma)` for a network of sigma."""
         return replace(self, time=np.asarray(time), config={})
 
-    def with_unit_input(self) -> Schedule:
-        """Return the same levels with `scale_in = 1 / sqrt(alpha^2 + sigma^2)`: the network sees unit variance.
+    def with_unit_input(self, sigma_data: float = 1.0) -> Schedule:
+        """Return the same levels with `scale_in = 1 / sqrt(sigma_data^2 alpha^2 + sigma^2)`: unit variance.
 
-        This is c_in of Karras et al. 2022, Table 1, for data of standard deviation 1.
+        This is c_in of Karras et al. 2022, Table 1, for data of standard deviation sigma_data (theirs is 0.5).
         """
-        config = {**self.config, "unit_input": True} if self.config else {}
-        return replace(self, scale_in=1 / np.hypot(self.alpha, self.sigma), config=config)
+        config = {**self.config, "unit_input": sigma_data} if self.config else {}
+        return replace(self, scale_in=1 / np.hypot(sigma_data * self.alpha, self.sigma), config=config)
 
     @property
     def variance_exploding(self) -> bool:
@@ -105,35 +106,42 @@ class Schedule:
     def at_lambda(self, lambda_: npt.ArrayLike) -> tuple[Array, Array, Array, Array]:
         """Return (time, alpha, sigma, scale_in) where `log(alpha / sigma)` is lambda_, any shape, also between levels.
 
-        Time is linear in lambda from level to level, and beyond the schedule that of its last level, as is scale_in
-        (in the logarithm). A schedule that is VP, VE or flow stays so.
+        Time is linear from level to level in lambda (in sigma for a flow, whose networks are given sigma), and beyond
+        the schedule that of its last level. So is scale_in, but that of `with_unit_input` is exact for VP and VE. A
+        schedule that is VP, VE or flow stays so.
         """
         value = np.asarray(lambda_, dtype=np.float64)
-
-        def between(levels: Array) -> Array:
-            known = np.isfinite(self.lambda_)
-            return np.interp(-value, -self.lambda_[known], levels[known])
-
-        norm = np.exp(between(np.log(np.hypot(self.alpha, self.sigma))))
+        place, places = (_sigmoid(-s) if self._system == "flow" else -s for s in (value, self.lambda_))
+        time = np.interp(place, places, self.time)
         alpha, sigma = from_lambda(value, self._system or "vp")
-        rest = 1.0 if self._system else norm
-        return between(self.time), rest * alpha, rest * sigma, np.exp(between(np.log(self.scale_in)))
+        if not self._system:
+            norm = np.exp(np.interp(place, places, np.log(np.hypot(self.alpha, self.sigma))))
+            alpha, sigma = norm * alpha, norm * sigma
+        if self._system in ("vp", "ve"):
+            # scale_in^-2 = sigma_data^2 alpha^2 + sigma^2, that of unit input, is linear in sigma^2 in both.
+            place, places = sigma**2, self.sigma**2
+        return time, alpha, sigma, np.interp(place, places, self.scale_in**-2.0) ** -0.5
 
-    def at_time(self, time: npt.ArrayLike) -> tuple[Array, Array]:
-        """Return (alpha, sigma) where the network is given `time`, any shape: the inverse of `at_lambda`.
+    def at_time(self, time: npt.ArrayLike) -> tuple[Array, Array, Array]:
+        """Return (alpha, sigma, scale_in) where the network is given `time`, any shape: the inverse of `at_lambda`.
 
         Raises InputError if the times of the levels do not rise with the index, or time is beyond them.
         """
-        value, known = np.asarray(time, dtype=np.float64), np.isfinite(self.lambda_)
-        times = self.time[known]
+        value, times = np.asarray(time, dtype=np.float64), self.time
         if (np.diff(times) <= 0).any():
             raise InputError("a level can be found by its time only where times rise with the index")
         if value.size and not (times[0] <= value.min() and value.max() <= times[-1]):
             raise InputError(f"time must be within {times[0]:g}..{times[-1]:g}, the times of the schedule")
-        _, alpha, sigma, _ = self.at_lambda(np.interp(value, times, self.lambda_[known]))
-        return alpha, sigma
+        if self._system == "flow":
+            sigma = np.interp(value, times, self.sigma)
+            with np.errstate(divide="ignore"):
+                lambda_ = np.log1p(-sigma) - np.log(sigma)
+        else:
+            lambda_ = np.interp(value, times, self.lambda_)
+        _, alpha, sigma, scale_in = self.at_lambda(lambda_)
+        return alpha, sigma, scale_in
 
-    @property
+    @functools.cached_property
     def _system(self) -> str | None:
         flow = np.allclose(self.alpha + self.sigma, 1.0, rtol=0.0, atol=1e-9)
         systems = {"vp": self.variance_preserving, "ve": self.variance_exploding, "flow": bool(flow)}
@@ -265,10 +273,10 @@ def from_config(config: Mapping[str, Any]) -> Schedule:
     if "name" not in arguments:
         raise InputError("this schedule has no name: it was made by hand and cannot be rebuilt from its config")
     zero_terminal_snr = arguments.pop("zero_terminal_snr", False)
-    unit_input = arguments.pop("unit_input", False)
+    unit_input = float(arguments.pop("unit_input", 0.0))
     schedule = make(**arguments)
     schedule = schedule.zero_terminal_snr() if zero_terminal_snr else schedule
-    return schedule.with_unit_input() if unit_input else schedule
+    return schedule.with_unit_input(unit_input) if unit_input else schedule
 
 
 def _from_betas(betas: Array) -> Schedule:
@@ -319,6 +327,39 @@ def sigmoid(T: int = 1000, beta_start: float = 1e-4, beta_end: float = 2e-2) -> 
 
 
 @_named
+def exponential(T: int = 1000, rate: float = 12.0) -> Schedule:
+    """`abar = exp(-rate t / T)`: one beta for all steps (the "exp" of diffusers; its rate is the default)."""
+    if rate <= 0:
+        raise InputError(f"rate must be > 0, got {rate}")
+    return _from_betas(np.full(T, -np.expm1(-rate / T)))
+
+
+@_named
+def vp(T: int = 1000, beta_min: float = 0.1, beta_max: float = 20.0) -> Schedule:
+    """The VP-SDE at t = 1/T..1: `log alpha = -t^2 (beta_max - beta_min) / 4 - t beta_min / 2`.
+
+    Song et al. 2021, eq. 33, which `linear` discretises.
+    """
+    log_alpha = _log_alpha(T, beta_min, beta_max)
+    return Schedule(np.exp(log_alpha), np.sqrt(-np.expm1(2 * log_alpha)))
+
+
+@_named
+def sub_vp(T: int = 1000, beta_min: float = 0.1, beta_max: float = 20.0) -> Schedule:
+    """The sub-VP SDE: alpha of `vp`, `sigma = 1 - alpha^2`, less than that of `vp` (Song et al. 2021, eq. 29)."""
+    log_alpha = _log_alpha(T, beta_min, beta_max)
+    return Schedule(np.exp(log_alpha), -np.expm1(2 * log_alpha))
+
+
+def _log_alpha(T: int, beta_min: float, beta_max: float) -> Array:
+    if not 0 < beta_min <= beta_max < np.inf:
+        raise InputError(f"betas need 0 < beta_min <= beta_max, got {beta_min} and {beta_max}")
+    t = np.arange(1, T + 1) / T
+    log_alpha: Array = -(t**2) * (beta_max - beta_min) / 4 - t * beta_min / 2
+    return log_alpha
+
+
+@_named
 def progressive_vae(T: int = 1000, sigma2_start: float = 1e-4, sigma2_slope: float = 2e-2) -> Schedule:
     """One-step variance `sigma_l^2 = 1e-4 + 0.02 l / L`, l = 1..L: the progressive-VAE slides (data in [0, 1])."""
     _check_betas(sigma2_start, sigma2_start + sigma2_slope)
@@ -351,10 +392,23 @@ def karras(T: int = 1000, sigma_min: float = 0.002, sigma_max: float = 80.0, rho
 def flow(T: int = 1000, shift: float = 1.0) -> Schedule:
     """Rectified flow: alpha = 1 - t, sigma = t at t = 1/T..1, moved by `t <- shift t / (shift t + 1 - t)`.
 
-    Liu et al. 2022; the shift is Esser et al. 2024, eq. 23.
+    Liu et al. 2022; the shift is Esser et al. 2024, eq. 23; `flow_shift` finds one from the size of an image.
     """
     if shift <= 0:
         raise InputError(f"shift must be > 0, got {shift}")
     t = np.arange(1, T + 1) / T
     total = shift * t + (1 - t)
     return Schedule((1 - t) / total, shift * t / total)
+
+
+def flow_shift(
+    tokens: int, base_shift: float = 0.5, max_shift: float = 1.15, base_tokens: int = 256, max_tokens: int = 4096
+) -> float:
+    """Return the shift of `flow` for images of so many tokens: `exp(mu)`, with mu linear in the number of tokens.
+
+    The defaults are those of FLUX.1: mu is 0.5 at 256 tokens and 1.15 at 4096.
+    """
+    if tokens < 1 or not 0 < base_tokens < max_tokens:
+        raise InputError(f"tokens must be > 0, and base_tokens below max_tokens, got {tokens}")
+    slope = (max_shift - base_shift) / (max_tokens - base_tokens)
+    return math.exp(base_shift + slope * (tokens - base_tokens))

@@ -42,6 +42,19 @@ def edm_target(sigma, x0, x, sigma_data=0.5):
     return (x0 - c_skip * x) / c_out
 
 
+def consistency_target(sigma, x0, x, sigma_data=0.5, sigma_min=0.002):
+    """(x0 - c_skip x) / c_out of Song et al. 2023, appendix C."""
+    c_skip = sigma_data**2 / ((sigma - sigma_min) ** 2 + sigma_data**2)
+    c_out = (sigma - sigma_min) * sigma_data / np.sqrt(sigma**2 + sigma_data**2)
+    return (x0 - c_skip * x) / c_out
+
+
+def test_consistency_at_its_boundary() -> None:
+    """At sigma = 0.002 alpha, x0 is x / alpha whatever the network says, and there is no target for it."""
+    c = prediction.coefficients("consistency", np.array([0.5]), np.array([0.001]))
+    assert (c.px, c.po, c.eo, c.t0, c.te) == (2.0, 0.0, 0.0, 0.0, 0.0)
+
+
 @pytest.mark.parametrize(
     ("name", "target"),
     [
@@ -51,6 +64,7 @@ def edm_target(sigma, x0, x, sigma_data=0.5):
         ("score", lambda alpha, sigma, x0, eps: -eps / sigma),
         ("flow", lambda alpha, sigma, x0, eps: eps - x0),
         ("edm", lambda alpha, sigma, x0, eps: edm_target(sigma / alpha, x0, x0 + sigma / alpha * eps)),
+        ("consistency", lambda alpha, sigma, x0, eps: consistency_target(sigma / alpha, x0, x0 + sigma / alpha * eps)),
         ("eps_step", lambda alpha, sigma, x0, eps: np.sqrt(1 - (alpha / np.append(1, alpha[:-1])) ** 2) / sigma * eps),
     ],
 )
@@ -68,7 +82,7 @@ def test_targets(name: str, target: object) -> None:
 
 def test_targets_cover_every_name() -> None:
     """The list above is the library's."""
-    assert prediction.names() == ("eps", "x0", "v", "score", "flow", "edm", "eps_step")
+    assert prediction.names() == ("eps", "x0", "v", "score", "flow", "edm", "consistency", "eps_step")
 
 
 @pytest.mark.parametrize("name", ["eps", "score"])

@@ -24,7 +24,7 @@ from fastdiff.schedules import Schedule
 Array = npt.NDArray[np.float64]
 
 EPS = np.finfo(np.float64).eps
-VP = ("linear", "scaled_linear", "cosine", "sigmoid", "progressive_vae")
+VP = ("linear", "scaled_linear", "cosine", "sigmoid", "exponential", "vp", "progressive_vae")
 VE = ("geometric", "log_linear", "karras")
 SYSTEMS = ("vp", "ve", "flow")
 untimed = settings(deadline=None)
@@ -94,6 +94,26 @@ def test_sigma_keeps_its_digits_near_clean_data(T: int, start: float, ratio: flo
         exact *= 1 - Fraction(float(betas[t]))
         # A sum of 10 rounded logarithms: each adds at most an eps of relative error.
         assert schedule.sigma[t] ** 2 == pytest.approx(float(1 - exact), rel=32 * EPS, abs=0)
+
+
+@pytest.mark.parametrize("T", [1, 2, 100])
+def test_continuous_formulas(T: int) -> None:
+    """At t = 1/T..1: exp(-12 t); the VP-SDE's integrated beta, 0.1 to 20; sub-VP's variance (Song et al. 2021)."""
+    exponential, vp, sub_vp = (schedules.make(name, T=T) for name in ("exponential", "vp", "sub_vp"))
+    for i, t in enumerate(np.arange(1, T + 1) / T):
+        integral = 0.1 * t + (20 - 0.1) * t**2 / 2
+        # exp multiplies the rounding of its argument, at most 12.
+        assert exponential.alpha[i] ** 2 == pytest.approx(math.exp(-12 * t), rel=T * 32 * EPS)
+        assert vp.alpha[i] == sub_vp.alpha[i] == pytest.approx(math.exp(-integral / 2), rel=32 * EPS)
+        assert vp.sigma[i] == pytest.approx(math.sqrt(-math.expm1(-integral)), rel=32 * EPS)
+        assert sub_vp.sigma[i] == pytest.approx(-math.expm1(-integral), rel=32 * EPS)
+
+
+def test_linear_is_the_vp_sde_in_steps() -> None:
+    """The betas of 1000 steps, 1e-4 to 2e-2, are those of the SDE over T: the two differ by a step, O(1/T)."""
+    vp, linear = schedules.vp(1000), schedules.linear(1000)
+    # Half a step of beta at the end, 0.02 / 2, and its square over all steps, sum beta^2 / 4 = 1000 * 1.3e-4 / 4.
+    np.testing.assert_allclose(np.log(vp.alpha), np.log(linear.alpha), rtol=0, atol=0.01 + 0.035)
 
 
 @pytest.mark.parametrize("name", VP)
@@ -257,6 +277,76 @@ def test_snr_round_trip(log_snr: float, system: str) -> None:
     assert (alpha / sigma) ** 2 == pytest.approx(snr, rel=4 * EPS * (4 + abs(log_snr)))
 
 
+@untimed
+@given(schedule=hand_made(), where=st.floats(0, 1))
+def test_between_levels(schedule: Schedule, where: float) -> None:
+    """At a lambda between two levels: its ratio, the system, time and scale_in in between; `at_time` is the inverse."""
+    schedule = schedule.with_unit_input(0.5).with_time(3 + 2 * np.arange(len(schedule)))
+    high, low = schedule.lambda_[[0, -1]]
+    value = high + where * (low - high)
+    time, alpha, sigma, scale_in = (float(part) for part in schedule.at_lambda(value))
+    assert math.log(alpha / sigma) == pytest.approx(value, rel=16 * EPS, abs=64 * EPS)
+    for equation in (lambda a, s: a**2 + s**2, lambda a, s: a, lambda a, s: a + s):
+        if np.allclose(equation(schedule.alpha, schedule.sigma), 1, rtol=0, atol=1e-9):
+            assert equation(alpha, sigma) == pytest.approx(1, abs=1e-8)  # little noise is in every system
+    assert 3 <= time <= 1 + 2 * len(schedule)
+    assert schedule.scale_in.min() * (1 - 64 * EPS) <= scale_in <= schedule.scale_in.max() * (1 + 64 * EPS)
+    if schedule.variance_preserving or schedule.variance_exploding:
+        # abar + sigma^2 = 1 holds to 1e-9 for what counts as preserving.
+        assert scale_in == pytest.approx(1 / math.hypot(0.5 * alpha, sigma), rel=2e-9)
+    # Gaps of 1e-3 in lambda or more are 2 in time: eps |lambda| <= 20 eps grows by 2e3, and as much on the way back.
+    again = schedule.at_time(time)
+    np.testing.assert_allclose(again, (alpha, sigma, scale_in), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", schedules.names())
+def test_levels_are_found_again(name: str) -> None:
+    """At the levels' own lambdas and times stand the levels, pure noise too; beyond them the last time counts."""
+    schedule = schedules.make(name, T=50)
+    found = schedule.at_lambda(schedule.lambda_)
+    # Logarithms and exponentials of |lambda| < 10.
+    for array, expected in zip(found, (schedule.time, schedule.alpha, schedule.sigma, schedule.scale_in), strict=True):
+        np.testing.assert_allclose(array, expected, rtol=1e-12, atol=1e-12)
+    alpha, sigma, _ = schedule.at_time(schedule.time)
+    np.testing.assert_allclose((alpha, sigma), (schedule.alpha, schedule.sigma), rtol=1e-12, atol=1e-15)
+    time, *_ = schedule.at_lambda([schedule.lambda_[0] + 1, schedule.lambda_[-1] - 1])
+    assert time.tolist() == [0, 49]
+
+
+def test_time_between_levels() -> None:
+    """Time is linear in lambda; in sigma for a flow, whose networks are given sigma, also next to pure noise."""
+    vp = schedules.linear(10)
+    assert vp.at_lambda((vp.lambda_[3] + vp.lambda_[4]) / 2)[0] == pytest.approx(3.5, rel=1e-12)
+    flow = schedules.flow(10, shift=3.0)
+    flow = flow.with_time(1000 * flow.sigma)
+    sigma = np.array([0.3, 0.7, 0.999, 1.0])
+    with np.errstate(divide="ignore"):
+        np.testing.assert_allclose(flow.at_lambda(np.log((1 - sigma) / sigma))[0], 1000 * sigma, rtol=1e-14)
+    np.testing.assert_allclose(flow.at_time(1000 * sigma)[1], sigma, rtol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "time", "message"),
+    [
+        (schedules.linear(10), 9.5, "time must be within 0..9, the times of the schedule"),
+        (schedules.linear(10), [3, -1], "time must be within 0..9"),
+        (schedules.linear(3).with_time([3, 2, 1]), 2, "only where times rise with the index"),
+    ],
+)
+def test_no_level_at_a_time(schedule: Schedule, time: Any, message: str) -> None:
+    """Times that are beyond the schedule or name no level are refused."""
+    with pytest.raises(InputError, match=message):
+        schedule.at_time(time)
+
+
+@pytest.mark.parametrize(("tokens", "mu"), [(256, 0.5), (4096, 1.15), (2176, 0.825)])
+def test_flow_shift(tokens: int, mu: float) -> None:
+    """exp(mu), mu linear in the number of tokens: FLUX.1's two ends and their middle."""
+    assert schedules.flow_shift(tokens) == pytest.approx(math.exp(mu), rel=4 * EPS)
+    with pytest.raises(InputError, match="tokens must be > 0, and base_tokens below max_tokens, got 0"):
+        schedules.flow_shift(0)
+
+
 def test_conversions_keep_shapes_and_limits() -> None:
     """Any shape is converted, SNR 0 is pure noise, and SNR 1 is the middle of each system."""
     for system in SYSTEMS:
@@ -293,6 +383,8 @@ def test_unit_input(schedule: Schedule) -> None:
     scaled = schedule.with_unit_input()
     np.testing.assert_allclose(scaled.scale_in**2 * (scaled.alpha**2 + scaled.sigma**2), 1, rtol=16 * EPS)
     np.testing.assert_array_equal(scaled.alpha, schedule.alpha)
+    half = schedule.with_unit_input(0.5)  # c_in of Karras et al. 2022
+    np.testing.assert_allclose(half.scale_in**2 * (0.25 * half.alpha**2 + half.sigma**2), 1, rtol=16 * EPS)
     np.testing.assert_allclose(
         schedule.to_variance_exploding().with_unit_input().scale_in,
         schedule.to_variance_preserving().alpha,
@@ -307,6 +399,9 @@ OPTIONS: dict[str, dict[str, float]] = {
     "scaled_linear": {"beta_start": 1e-3, "beta_end": 0.1},
     "cosine": {"s": 0.02},
     "sigmoid": {"beta_start": 1e-3, "beta_end": 0.1},
+    "exponential": {"rate": 5.0},
+    "vp": {"beta_min": 0.2, "beta_max": 10.0},
+    "sub_vp": {"beta_min": 0.2, "beta_max": 10.0},
     "progressive_vae": {"sigma2_start": 1e-3, "sigma2_slope": 0.1},
     "geometric": {"sigma_min": 0.1, "sigma_max": 3.0},
     "log_linear": {"sigma_min": 0.1, "sigma_max": 3.0},
@@ -320,7 +415,7 @@ def test_config_round_trip(name: str) -> None:
     """A schedule is rebuilt to the last bit from its config, through JSON; the config holds every argument."""
     plain = schedules.make(name, T=20, **OPTIONS[name])
     assert plain.config == {"name": name, "T": 20, **OPTIONS[name]}
-    made = [plain, schedules.make(name, T=20), plain.with_unit_input()]
+    made = [plain, schedules.make(name, T=20), plain.with_unit_input(), plain.with_unit_input(0.5)]
     if plain.variance_preserving:
         made += [plain.zero_terminal_snr(), plain.zero_terminal_snr().with_unit_input()]
     for schedule in made:
@@ -398,6 +493,9 @@ def test_bad_levels(arrays: dict[str, Any], message: str) -> None:
         ("log_linear", {"sigma_min": 20.0}, "sigmas need 0 < sigma_min < sigma_max"),
         ("karras", {"sigma_max": math.inf}, "sigmas need 0 < sigma_min < sigma_max"),
         ("karras", {"rho": 0.0}, "rho must be > 0, got 0.0"),
+        ("exponential", {"rate": 0.0}, "rate must be > 0, got 0.0"),
+        ("vp", {"beta_min": 0.0}, "betas need 0 < beta_min <= beta_max, got 0.0 and 20.0"),
+        ("sub_vp", {"beta_max": 0.01}, "betas need 0 < beta_min <= beta_max, got 0.1 and 0.01"),
         ("flow", {"shift": 0.0}, "shift must be > 0, got 0.0"),
         ("linaer", {}, "unknown schedule 'linaer': did you mean 'linear'"),
         ("karas", {}, "did you mean 'karras'"),

@@ -18,7 +18,6 @@ from torch import Tensor
 import fastdiff as fd
 from fastdiff.bench.speed.work import Unavailable
 from fastdiff.plan import Plan
-from fastdiff.samplers.rows import levels, x0_columns
 from fastdiff.samplers.spacing import spaced
 
 SCHEDULE = fd.schedules.linear(1000, beta_start=1e-4, beta_end=2e-2)  # the default of diffusers' schedulers
@@ -70,19 +69,8 @@ def dpmpp_2m(x: Tensor, eps: Tensor, step: Step, last_x0: Tensor) -> tuple[Tenso
 
 def dpmpp_2m_plan(steps: int) -> Plan:
     """DPM-Solver++ 2M as a plan, at diffusers' default timesteps; of first order in the first and the last row."""
-    at = levels(SCHEDULE, None, timesteps=spaced(len(SCHEDULE), steps + 1, "linspace")[:-1].tolist())
-    with np.errstate(divide="ignore"):
-        h = np.log(at.alpha_prev / at.sigma_prev) - np.log(at.alpha / at.sigma)  # infinite in the last row
-    k = np.zeros(steps)
-    k[1:-1] = h[1:-1] / h[:-2] / 2
-    columns = {
-        **x0_columns(at, "eps", clip=None),
-        "cx": at.sigma_prev / at.sigma,
-        "c0": -at.alpha_prev * np.expm1(-h) * (1 + k),
-        "ch0": at.alpha_prev * np.expm1(-h) * k,
-        "slot": 0,
-    }
-    return Plan.build(f"dpmpp_2m(steps={steps})", at.time, columns)
+    timesteps = spaced(len(SCHEDULE), steps + 1, "linspace")[:-1].tolist()
+    return fd.samplers.dpmpp_2m(SCHEDULE, timesteps=timesteps, clip=None)
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,11 @@ from dataclasses import asdict
 from typing import Any
 
 from fastdiff.errors import InputError, lookup
+from fastdiff.models.gaussian_mixture import GaussianMixture
 from fastdiff.models.mlp import MLP, MLPConfig
 from fastdiff.models.unet import UNet, UNetConfig
 
-__all__ = ["MLP", "MLPConfig", "Model", "UNet", "UNetConfig", "build", "check_fits", "describe"]
+__all__ = ["MLP", "GaussianMixture", "MLPConfig", "Model", "UNet", "UNetConfig", "build", "check_fits", "describe"]
 
 Model = UNet | MLP
 

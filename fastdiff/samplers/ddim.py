@@ -23,6 +23,7 @@ def ddim(
     eta: float | str = 0.0,
     spacing: str = "leading",
     timesteps: Sequence[int] | None = None,
+    gaps: str = "visited",
     **options: Unpack[Common],
 ) -> Plan:
     """DDIM: `x_prev = alpha_prev x0 + sqrt(sigma_prev^2 - s^2) eps + s z` (Song et al. 2020, eq. 12).
@@ -38,6 +39,9 @@ def ddim(
             coordinates: a variance-exploding schedule gives another sampler.
         spacing: which levels to visit; see `fastdiff.samplers.spacing` and `fastdiff.samplers.sigmas`.
         timesteps: schedule indices to visit instead, falling strictly; `steps` and `spacing` are then not used.
+        gaps: "visited" steps to the next level that is visited. "uniform" steps T // steps levels down, as diffusers
+            does, which misses the next level where steps does not divide T; with final="sigma_min" and
+            timesteps one above those of "leading", that is what Stable Diffusion's configuration says.
         options: what every sampler takes; see `Common`. With `rederive_eps` (the authors' way) eps follows the clip.
 
     Returns:
@@ -47,7 +51,7 @@ def ddim(
         InputError: an argument is out of range, a name is unknown, or eta asks for more noise than a level holds.
     """
     rows = Rows(schedule, steps, spacing=spacing, timesteps=timesteps, **options)
-    for now, after in rows.steps():
+    for now, after in rows.steps(gaps):
         direction, noise = _variances(now, after, eta)
         rows.add(
             now,

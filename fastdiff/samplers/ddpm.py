@@ -32,6 +32,7 @@ _VARIANCES: dict[str, Callable[[Level, Level], dict[str, float]]] = {
     "small": _small,
     "large": _large,
     "learned_range": _learned_range,
+    "none": lambda now, after: {},
 }
 
 
@@ -52,9 +53,9 @@ def ddpm(
         schedule: the noise levels the network was trained on.
         steps: network evaluations, 1..T; None takes every level.
         variance: "small" (beta~), "large" (beta, which depends on the coordinates: sigma^2 - sigma_prev^2 in
-            variance-exploding ones), or "learned_range": `exp(v' log beta + (1 - v') log beta~)`,
-            `v' = (v + 1) / 2`, where v in [-1, 1] is the second half of the network's output channels
-            (Nichol & Dhariwal 2021, eq. 15).
+            variance-exploding ones), "none" (the mean alone), or "learned_range":
+            `exp(v' log beta + (1 - v') log beta~)`, `v' = (v + 1) / 2`, where v in [-1, 1] is the second half of the
+            network's output channels (Nichol & Dhariwal 2021, eq. 15).
         spacing: which levels to visit; see `fastdiff.samplers.spacing` and `fastdiff.samplers.sigmas`.
         timesteps: schedule indices to visit instead, falling strictly; `steps` and `spacing` are then not used.
         options: what every sampler takes; see `Common`.

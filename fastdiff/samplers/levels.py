@@ -23,6 +23,7 @@ class Level(NamedTuple):
         alpha, sigma: the scales of signal and noise; sigma is 0 for clean data.
         time, scale_in: what the network is given there, NaN for clean data.
         step_sigma: standard deviation of the schedule's own last step to this level; NaN between its levels.
+        place: its index in the schedule; NaN between the levels.
     """
 
     alpha: float
@@ -30,6 +31,7 @@ class Level(NamedTuple):
     time: float = math.nan
     scale_in: float = math.nan
     step_sigma: float = math.nan
+    place: float = math.nan
 
     @property
     def ratio(self) -> float:
@@ -48,7 +50,8 @@ CLEAN = Level(1.0, 0.0)
 def at_index(schedule: Schedule, index: int) -> Level:
     """Return a level of the schedule."""
     tables = schedule.alpha, schedule.sigma, schedule.time, schedule.scale_in, schedule.step_sigma
-    return Level(*(float(table[index]) for table in tables))
+    alpha, sigma, time, scale_in, step_sigma = (float(table[index]) for table in tables)
+    return Level(alpha, sigma, time, scale_in, step_sigma, place=index)
 
 
 def at_ratio(schedule: Schedule, ratio: float) -> Level:
@@ -84,6 +87,7 @@ def visited(
         InputError: an argument is out of range or a name is unknown, or no step is left.
     """
     lookup("final", final, _FINAL)
+    lookup("spacing", spacing, dict.fromkeys((*spacings.names(), *falling.names())))
     lands = final == "sigma_min"
     if timesteps is None and (sigmas is not None or spacing in falling.SPACINGS):
         ratios = falling.spaced(schedule, steps, spacing, between, lands) if sigmas is None else falling.custom(sigmas)

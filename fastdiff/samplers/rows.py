@@ -10,10 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from fastdiff import prediction as predictions
-from fastdiff.errors import InputError
+from fastdiff.errors import InputError, lookup
 from fastdiff.plan import NEUTRAL, Plan
-from fastdiff.samplers.levels import Level, at_ratio, visited
+from fastdiff.samplers.levels import Level, at_index, at_ratio, visited
 from fastdiff.schedules import Schedule
+
+_GAPS = {"visited": "to the next level that is visited", "uniform": "T // steps levels"}
 
 
 class Common(TypedDict, total=False):
@@ -80,13 +82,25 @@ class Rows:
         self.levels = visited(schedule, steps, spacing, timesteps, sigmas, (sigma_min, sigma_max), final, start)
         if clip is not None and not clip > 0:
             raise InputError(f"clip must be > 0, or None for no clipping, got {clip}")
+        self._gap = len(schedule) // (start + len(self.levels) - 1)
         self._clip, self._rederive, self._prediction = clip, rederive_eps and clip is not None, prediction
         self._at: list[Level] = []
+        self._asked: list[Level] = []
         self._columns: list[dict[str, float]] = []
 
-    def steps(self) -> list[tuple[Level, Level]]:
-        """Return the steps, each from a level to the one after it."""
-        return list(pairwise(self.levels))
+    def steps(self, gaps: str = "visited") -> list[tuple[Level, Level]]:
+        """Return the steps, each from a level to the one after it.
+
+        With gaps="uniform", to the level that is T // steps lower, which may be another (diffusers' DDIM), and to the
+        last one where there is none. Raises InputError for another name, or if levels lie between the schedule's.
+        """
+        if lookup("gaps", gaps, _GAPS) and gaps == "visited":
+            return list(pairwise(self.levels))
+        index = np.array([level.place for level in self.levels[:-1]]) - self._gap
+        if np.isnan(index).any():
+            raise InputError("gaps='uniform' counts the schedule's own levels: use a spacing that picks those")
+        after = [at_index(self.schedule, int(i)) if i >= 0 else self.levels[-1] for i in index]
+        return list(zip(self.levels, after, strict=False))
 
     def between(self, ratio: float) -> Level:
         """Return the level with `sigma / alpha = ratio`, for the stages of a step."""
@@ -95,11 +109,19 @@ class Rows:
     def need_signal(self, sampler: str) -> None:
         """Raise InputError if the first level is pure noise, where a sampler that divides by alpha cannot begin."""
         if self.levels[0].alpha == 0:
-            raise InputError(f"{sampler} cannot begin where alpha is 0: use ddim, ddpm or dpmpp, or start=1")
+            raise InputError(f"{sampler} cannot begin where alpha is 0: use ddim, ddpm or dpmpp_2m, or start=1")
 
-    def add(self, at: Level, **columns: float) -> None:
-        """Add the row whose state, and the network with it, is at a level; columns that are left out do nothing."""
+    def start_scale(self, at: Level) -> float:
+        """Return the standard deviation of the noise that a plan begins with at a level."""
+        return 1.0 if self.schedule.variance_preserving else at.sigma
+
+    def add(self, at: Level, asked: Level | None = None, /, **columns: float) -> None:
+        """Add the row whose state is at a level; columns that are left out do nothing.
+
+        The network is asked there too, or as if the state were at the level `asked`.
+        """
         self._at.append(at)
+        self._asked.append(asked or at)
         self._columns.append(columns)
 
     def plan(self, name: str, stores: str = "x0", init_scale: float | None = None) -> Plan:
@@ -113,7 +135,7 @@ class Rows:
         Raises:
             InputError: the prediction is unknown or cannot begin where alpha is 0.
         """
-        alpha, sigma, time, scale_in, step_sigma = np.array(self._at).T
+        alpha, sigma, time, scale_in, step_sigma, _ = np.array(self._asked).T
         used = {column: NEUTRAL.get(column, 0.0) for row in self._columns for column in row}
         columns: dict[str, npt.ArrayLike] = {
             column: [row.get(column, neutral) for row in self._columns] for column, neutral in used.items()
@@ -125,13 +147,10 @@ class Rows:
         if stores == "eps" or {"ce", "de"} & set(columns):
             rederived = {"ex": 1 / sigma, "e0": -alpha / sigma}
             columns |= rederived if self._rederive else {"ex": found.ex, "eo": found.eo}
-        first = self._at[0]
-        if init_scale is None:
-            init_scale = 1.0 if self.schedule.variance_preserving else first.sigma
         return Plan.build(
             *(name, time, columns),
-            alpha=np.append(alpha, self.levels[-1].alpha),
-            sigma=np.append(sigma, self.levels[-1].sigma),
-            init_scale=init_scale,
+            alpha=[level.alpha for level in (*self._at, self.levels[-1])],
+            sigma=[level.sigma for level in (*self._at, self.levels[-1])],
+            init_scale=self.start_scale(self._at[0]) if init_scale is None else init_scale,
             stores=stores,
         )

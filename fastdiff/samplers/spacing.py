@@ -69,6 +69,21 @@ def spaced(T: int, steps: int | None, spacing: str = "leading") -> Indices:
     return lookup("spacing", spacing, _SPACINGS)(T, steps)[::-1].astype(np.int64)
 
 
+def distilled(T: int, steps: int, original_steps: int) -> Indices:
+    """Return `steps` of the levels that a model was distilled on, noisiest first, int64 [steps] (Luo et al. 2023).
+
+    These are `i (T // original_steps) - 1`, i = 1..original_steps, of which every `original_steps / steps`-th is
+    taken, rounded towards the noisiest.
+
+    Raises:
+        InputError: original_steps is not in 1..T, or steps not in 1..original_steps.
+    """
+    if not 1 <= steps <= original_steps <= T:
+        raise InputError(f"need 1 <= steps <= original_steps <= {T} levels, got {steps} and {original_steps}")
+    original = np.arange(original_steps, 0, -1) * (T // original_steps) - 1
+    return original[np.arange(steps) * original_steps // steps]
+
+
 def custom(T: int, timesteps: Sequence[int] | npt.ArrayLike) -> Indices:
     """Check indices chosen by hand: integers in 0..T-1, falling strictly. Raises InputError if they are not."""
     try:

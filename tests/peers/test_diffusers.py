@@ -5,26 +5,19 @@ The peer's tables are float32; it is given ours in float64, as `abar = alpha^2`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from fractions import Fraction
 from itertools import pairwise, product
-from typing import Any
 
 import diffusers
-import numpy as np
 import pytest
 import torch
 from diffusers.schedulers import scheduling_ddpm
 from torch import Tensor
 
 import fastdiff as fd
-from fastdiff.plan import Plan
 from fastdiff.schedules import Schedule
+from tests.peers.loops import PREDICTIONS, SPACINGS, error, gaussian, in_float64, network, ours, schedule_of
 
-SHAPE = (2, 3, 2, 2)
-PREDICTIONS = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
 VARIANCES = {"small": "fixed_small", "large": "fixed_large", "learned_range": "learned_range"}
-SPACINGS = ["leading", "trailing", "linspace"]
 LEVELS = pytest.mark.parametrize(
     ("T", "steps"),
     [(1000, 7), (1000, 13), (1000, 50), (100, 7), (100, 13)],  # 7 and 13 divide neither
@@ -36,65 +29,18 @@ CLIPS = [None, 1.0]
 TOLERANCE = 1e-12
 
 
-def schedule_of(T: int) -> Schedule:
-    """The linear schedule, with the betas of a shorter one scaled so that it too ends in noise."""
-    return fd.schedules.linear(T, beta_start=1e-4 * 1000 / T, beta_end=2e-2 * 1000 / T)
-
-
-def gaussian(draw: int) -> Tensor:
-    return torch.randn(SHAPE, generator=torch.Generator().manual_seed(draw), dtype=torch.float64)
-
-
-def network(T: int, learns_variance: bool = False) -> Callable[[Tensor, float], Tensor]:
-    """A fixed nonlinear network: channels mix, the level counts, and the clip acts on what follows from it."""
-
-    def model(x: Tensor, t: float) -> Tensor:
-        out = 1.2 * torch.tanh(0.9 * x + 0.3 * x.roll(1, dims=1) - 0.5 * t / T + 0.2)
-        return torch.cat([out, torch.sin(3 * x)], dim=1) if learns_variance else out
-
-    return model
-
-
-def ours(plan: Plan, T: int) -> list[Tensor]:
-    """The state after every row, from the noise of `gaussian`: draw 10_000 at the start, then one for each row."""
-    states: list[Tensor] = []
-    model = network(T, plan.learns_variance)
-    fd.sample(
-        lambda x, t: model(x, float(t[0])),
-        plan,
-        SHAPE,
-        dtype=torch.float64,
-        noise=lambda stream, draw, shape: gaussian(10_000 if stream == "init" else draw),
-        callback=lambda row, x, x0: states.append(x.clone()),
-    )
-    return states
-
-
-def in_float64(scheduler: Any, schedule: Schedule) -> Any:
-    """Give a diffusers scheduler the levels of a schedule."""
-    scheduler.alphas_cumprod = torch.from_numpy(schedule.alpha**2)
-    alpha_bar = np.append(1.0, schedule.alpha**2)
-    scheduler.alphas = torch.from_numpy(alpha_bar[1:] / alpha_bar[:-1])
-    scheduler.betas = 1 - scheduler.alphas
-    scheduler.final_alpha_cumprod = scheduler.one = torch.tensor(1.0, dtype=torch.float64)
-    return scheduler
-
-
 def ddim_peer(
     schedule: Schedule,
     steps: int,
     spacing: str,
-    prediction: str,
-    eta: float,
-    clip: float | None,
-    rederive: bool,
-    own_gaps: bool = False,
+    prediction: str = "eps",
+    eta: float = 0.0,
+    clip: float | None = None,
+    rederive: bool = False,
+    offset: int = 0,
+    to_one: bool = True,
 ) -> list[Tensor]:
-    """The states of diffusers' DDIM.
-
-    It takes `t - T // S` for the next level, which is wrong where the gap to the next timestep is another. `own_gaps`
-    leaves it so; else its number of steps is T / gap at each step, which puts the gap right and changes nothing more.
-    """
+    """The states of diffusers' DDIM."""
     T = len(schedule)
     scheduler = in_float64(
         diffusers.DDIMScheduler(
@@ -103,44 +49,34 @@ def ddim_peer(
             prediction_type=PREDICTIONS[prediction],
             clip_sample=clip is not None,
             clip_sample_range=clip or 1.0,
-            set_alpha_to_one=True,
-            steps_offset=0,
+            steps_offset=offset,
         ),
         schedule,
     )
+    if not to_one:  # set_alpha_to_one=False
+        scheduler.final_alpha_cumprod = scheduler.alphas_cumprod[0]
     scheduler.set_timesteps(steps)
-    timesteps = scheduler.timesteps.tolist()
     model, x, states = network(T), gaussian(10_000), []
-    for row, (t, following) in enumerate(zip(timesteps, [*timesteps[1:], -1], strict=True)):
-        if not own_gaps:
-            scheduler.num_inference_steps = Fraction(T, t - following)
+    for row, t in enumerate(scheduler.timesteps.tolist()):
+        noise = gaussian(row) if eta > 0 else None
         x = scheduler.step(
-            model(x, t),
-            t,
-            x,
-            eta=eta,
-            use_clipped_model_output=rederive,
-            variance_noise=gaussian(row) if eta > 0 else None,
+            model(x, t), t, x, eta=eta, use_clipped_model_output=rederive, variance_noise=noise
         ).prev_sample
         states.append(x)
     return states
-
-
-def error(states: list[Tensor], expected: list[Tensor]) -> float:
-    """The largest difference after any step, relative to the largest value there."""
-    return max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(states, expected, strict=True))
 
 
 @LEVELS
 @pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_ddim(T: int, steps: int, spacing: str, prediction: str) -> None:
-    """Every step of DDIM for eta 0, 0.5 and 1, clipped or not, with eps re-derived or not."""
+    """Every step of DDIM for eta 0, 0.5 and 1, clipped or not, with eps re-derived or not, with the peer's gaps."""
     schedule = schedule_of(T)
     clipping = [(None, False), (None, True), (1.0, False), (1.0, True)]
     ends = []
     for eta, (clip, rederive) in product([0.0, 0.5, 1.0], clipping):
-        plan = fd.samplers.ddim(schedule, steps, eta, spacing, clip=clip, prediction=prediction, rederive_eps=rederive)
+        options = {"clip": clip, "prediction": prediction, "rederive_eps": rederive}
+        plan = fd.samplers.ddim(schedule, steps, eta, spacing, gaps="uniform", **options)
         states = ours(plan, T)
         expected = ddim_peer(schedule, steps, spacing, prediction, eta, clip, rederive)
         assert error(states, expected) < TOLERANCE, (eta, clip, rederive)
@@ -152,16 +88,14 @@ def test_ddim(T: int, steps: int, spacing: str, prediction: str) -> None:
 
 @LEVELS
 @pytest.mark.parametrize("spacing", SPACINGS)
-def test_ddim_takes_the_peers_own_gaps_where_they_are_right(T: int, steps: int, spacing: str) -> None:
-    """Where T // S is the gap between all timesteps, the peer is compared as it is, and nothing is put right."""
+def test_ddim_takes_the_peers_gaps_where_they_are_right(T: int, steps: int, spacing: str) -> None:
+    """Where T // S is the gap between all timesteps, the peer's steps are those to the next level."""
     levels = fd.samplers.spacing.spaced(T, steps, spacing).tolist()
     gaps = {t - following for t, following in pairwise(levels)}
     right = gaps == {T // steps} and levels[-1] < T // steps
     assert right == (spacing == "leading" or (spacing == "trailing" and T % steps == 0))
-    if right:
-        plan = fd.samplers.ddim(schedule_of(T), steps, 0.5, spacing)
-        expected = ddim_peer(schedule_of(T), steps, spacing, "eps", 0.5, 1.0, True, own_gaps=True)
-        assert error(ours(plan, T), expected) < TOLERANCE
+    plans = [fd.samplers.ddim(schedule_of(T), steps, 0.5, spacing, gaps=gaps) for gaps in ("visited", "uniform")]
+    assert (plans[0] == plans[1]) == right
 
 
 def test_ddim_peer_misses_its_levels_where_steps_do_not_divide() -> None:
@@ -172,7 +106,7 @@ def test_ddim_peer_misses_its_levels_where_steps_do_not_divide() -> None:
     schedule = schedule_of(1000)
     assert fd.samplers.spacing.spaced(1000, 13, "trailing").tolist()[-3:] == [230, 153, 76]
     plan = fd.samplers.ddim(schedule, 13, 0.0, "trailing", clip=None)
-    states, theirs = ours(plan, 1000), ddim_peer(schedule, 13, "trailing", "eps", 0.0, None, False, own_gaps=True)
+    states, theirs = ours(plan, 1000), ddim_peer(schedule, 13, "trailing")
     model = network(1000)
 
     def x0_and_eps(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -187,6 +121,19 @@ def test_ddim_peer_misses_its_levels_where_steps_do_not_divide() -> None:
     assert (theirs[-1] - x0).abs().max() > 1e-3
     torch.testing.assert_close(theirs[-1], schedule.alpha[0] * x0 + schedule.sigma[0] * eps, rtol=0, atol=1e-15 * size)
     assert error(states, theirs) > 1e-3
+
+
+@pytest.mark.parametrize("steps", [7, 20, 50])
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+def test_ddim_of_stable_diffusion(steps: int, prediction: str) -> None:
+    """Its configuration: steps_offset=1 and set_alpha_to_one=False, which ends at the cleanest level."""
+    schedule = fd.schedules.scaled_linear(1000)
+    timesteps = fd.samplers.spacing.spaced(1000, steps, "leading") + 1
+    plan = fd.samplers.ddim(
+        schedule, timesteps=timesteps, gaps="uniform", final="sigma_min", clip=None, prediction=prediction
+    )
+    expected = ddim_peer(schedule, steps, "leading", prediction, offset=1, to_one=False)
+    assert error(ours(plan, 1000), expected) < TOLERANCE
 
 
 # --- DDPM

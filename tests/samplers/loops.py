@@ -46,6 +46,8 @@ def denoiser(schedule: Schedule, name: str, learns_variance: bool = False) -> Ca
         x0 = torch.tanh(x / 2 + level[:, None] / len(schedule))
         eps = (x - alpha * x0) / sigma
         norm = (sigma**2 + 0.25 * alpha**2).sqrt()
+        above = sigma - 0.002 * alpha
+        skip, scale = 0.25 * alpha / (above**2 + 0.25 * alpha**2), 0.5 * above / norm
         targets = {
             "x0": x0,
             "eps": eps,
@@ -53,6 +55,7 @@ def denoiser(schedule: Schedule, name: str, learns_variance: bool = False) -> Ca
             "score": -eps / sigma,
             "flow": eps - x0,
             "edm": 2 * sigma / norm * x0 - alpha / 2 / norm * eps,  # (D - c_skip x / alpha) / c_out, sigma_data = 0.5
+            "consistency": (x0 - skip * x) / scale,  # sigma_min = 0.002
             "eps_step": torch.from_numpy(schedule.step_sigma)[level][:, None] / sigma * eps,
         }
         return torch.cat([targets[name], torch.cos(x)], dim=1) if learns_variance else targets[name]

@@ -145,11 +145,13 @@ def test_last_row_lands_on_x0(schedule: Schedule, eta: Any, clip: float | None, 
     assert torch.equal(states[-1], x0)
 
 
-@pytest.mark.parametrize("schedule", [LINEAR, fd.schedules.karras(T), fd.schedules.flow(T)], ids=["vp", "ve", "flow"])
+@pytest.mark.parametrize(
+    "schedule", [LINEAR, fd.schedules.karras(T, sigma_min=0.01), fd.schedules.flow(T)], ids=["vp", "ve", "flow"]
+)
 @pytest.mark.parametrize("eta", ETAS)
 @pytest.mark.parametrize(("clip", "rederive"), [(None, True), (0.7, True), (0.7, False)])
 def test_predictions_agree(schedule: Schedule, eta: Any, clip: float | None, rederive: bool) -> None:
-    """One denoiser, said as eps, x0, v, score or flow, gives one trajectory, with and without a clip that acts."""
+    """One denoiser, said as eps, x0, v or another, gives one trajectory, with and without a clip that acts."""
     x_init = gaussian(3, 5) * schedule.sigma[-20]
     runs = {}
     for name in prediction.names():
@@ -234,6 +236,8 @@ def test_sigma_hat_depends_on_the_coordinates() -> None:
         ({"steps": 5.0}, "steps must be a whole number, got 5.0"),
         ({"eta": None}, "eta must be a number >= 0"),
         ({"timesteps": [1, 2]}, "timesteps must fall strictly"),
+        ({"gaps": "even"}, "unknown gaps 'even': did you mean"),
+        ({"gaps": "uniform", "spacing": "karras"}, "gaps='uniform' counts the schedule's own levels: use a spacing"),
         ({"clip": 0.0}, "clip must be > 0, or None for no clipping, got 0.0"),
         ({"clip": -1.0}, "clip must be > 0"),
         ({"clip": math.nan}, "clip must be > 0"),

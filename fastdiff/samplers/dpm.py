@@ -1,0 +1,121 @@
+"""DPM-Solver and DPM-Solver++ (Lu et al. 2022a, 2022b): multistep and singlestep, of the ODE and of the SDE."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+from typing_extensions import Unpack
+
+from fastdiff.errors import InputError, lookup
+from fastdiff.plan import Plan
+from fastdiff.samplers.exponential import Integral, add_multistep, add_rows, falling, rows_of, solver_mean
+from fastdiff.samplers.rows import Options
+from fastdiff.schedules import Schedule
+
+ORDERS = (1, 2, 3)
+_THIRD = {"exact": True, "peers": False}
+
+
+def dpmpp(
+    schedule: Schedule,
+    steps: int | None = 20,
+    order: int = 2,
+    solver: str = "midpoint",
+    predicts: str = "x0",
+    eta: float = 0.0,
+    lower_order_final: bool | None = None,
+    euler_at_final: bool = False,
+    third: str = "exact",
+    **options: Unpack[Options],
+) -> Plan:
+    """Multistep DPM-Solver++ and DPM-Solver: a polynomial in lambda through the last `order` predictions.
+
+    Args:
+        schedule: the noise levels the network was trained on.
+        steps: network evaluations; None takes as many as the schedule has levels.
+        order: 1 (DDIM), 2 or 3. The first steps have fewer predictions and a lower order.
+        solver: of second-order steps: "midpoint" (Lu et al. 2022b, Algorithm 2) or "heun" (a line integrated exactly).
+        predicts: what the polynomial goes through: "x0" is DPM-Solver++, "eps" DPM-Solver (Lu et al. 2022a).
+        eta: amount of noise: 0 is the ODE, 1 the reverse SDE (SDE-DPM-Solver++ of the paper; 2M SDE and 3M SDE of
+            k-diffusion). Only for "x0".
+        lower_order_final: let the order fall to 1 over the last steps; None: where they land on clean data.
+        euler_at_final: make the last step alone one of first order; onto clean data it is in any case.
+        third: of order 3: "exact" has the whole third-order term and does the first step again once the prediction at
+            its end is known, without which order 3 falls to 2; "peers" is the authors' code, diffusers and k-diffusion,
+            with half of the term and neither a correction: of order 2.
+        options: what every sampler takes; see `Options`.
+
+    Returns:
+        A plan of one row a step.
+
+    Raises:
+        InputError: an argument is out of range, a name is unknown, or the first level has no signal for "eps".
+    """
+    if order not in ORDERS:
+        raise InputError(f"order must be 1, 2 or 3, got {order}")
+    if not 0 <= eta < math.inf or (eta and predicts == "eps"):
+        raise InputError(f"eta must be finite and >= 0, and 0 where eps is predicted, got {eta}")
+    rows = rows_of(schedule, steps, predicts, **options)
+    orders = falling(rows, order, lower_order_final)
+    if euler_at_final:
+        orders[-1] = 1
+    exact = lookup("third", third, _THIRD)
+    again = [2 if exact and order == 3 and i == 0 else 0 for i in range(len(orders))]
+    etas, curvature = [eta] * len(orders), 1.0 if exact else 0.5
+    add_multistep(rows, orders, again, predicts, etas, solver_mean(solver), curvature)
+    return rows.plan(f"dpmpp(steps={len(orders)}, order={order}, predicts={predicts}, eta={eta})", stores=predicts)
+
+
+def dpmpp_single(
+    schedule: Schedule,
+    steps: int | None = 20,
+    order: int = 2,
+    solver: str = "midpoint",
+    predicts: str = "x0",
+    **options: Unpack[Options],
+) -> Plan:
+    """Singlestep DPM-Solver++ and DPM-Solver: steps of `order` evaluations, whose stages are levels of the plan too.
+
+    Lu et al. 2022b, Algorithm 1 (2S), and 2022a, Algorithms 1 and 2, as diffusers has them. With levels even in lambda
+    (spacing="exponential") the stages lie where the papers have them, at 1/2 of a step, or 1/3 and 2/3. A step from
+    pure noise or onto clean data is of first order, and the last one before that takes what evaluations are left.
+
+    Args:
+        schedule: the noise levels the network was trained on.
+        steps: network evaluations; None takes as many as the schedule has levels.
+        order: 1 (DDIM), 2 or 3.
+        solver: "midpoint" (a line through the first and the last prediction of a step) or "heun" (all of them,
+            integrated exactly).
+        predicts: "x0" is DPM-Solver++, "eps" DPM-Solver.
+        options: what every sampler takes; see `Options`.
+
+    Returns:
+        A plan of one row a stage.
+
+    Raises:
+        InputError: an argument is out of range, a name is unknown, or the first level has no signal for "eps".
+    """
+    if order not in ORDERS:
+        raise InputError(f"order must be 1, 2 or 3, got {order}")
+    rows = rows_of(schedule, steps, predicts, **options)
+    count, noisiest, cleanest = len(rows.steps()), rows.levels[0], rows.levels[-1]
+    first, last = int(noisiest.alpha == 0), count - int(cleanest.sigma == 0)
+    predictors = []
+    for i in range(count):
+        stage = (i - first) % order if first <= i < last else 0
+        nodes = range(i - stage, i + 1, max(stage, 1) if solver == "midpoint" else 1)
+        mean = solver_mean(solver if stage == 1 else "heun")
+        predictors.append(Integral(i - stage, i + 1, nodes, predicts, mean=mean))
+    add_rows(rows, predictors)
+    return rows.plan(f"dpmpp_single(steps={count}, order={order}, predicts={predicts})", stores=predicts)
+
+
+dpmpp_2m = partial(dpmpp, order=2)
+dpmpp_3m = partial(dpmpp, order=3)
+dpmpp_2m_sde = partial(dpmpp, order=2, eta=1.0)
+dpmpp_3m_sde = partial(dpmpp, order=3, eta=1.0, solver="heun")
+dpmpp_2s = partial(dpmpp_single, order=2)
+dpmpp_3s = partial(dpmpp_single, order=3)
+dpm_solver = partial(dpmpp, predicts="eps")
+dpm_solver_single = partial(dpmpp_single, predicts="eps")

@@ -1,0 +1,187 @@
+"""Exponential integrators: what DPM-Solver, UniPC and SA-Solver have in common.
+
+From a level s to a level t, h apart in `lambda = log(alpha / sigma)`, all but the network is solved exactly
+(Lu et al. 2022b, prop. 4.1; with eta = tau^2 Xue et al. 2023, prop. 4.2):
+
+    x_t = carry x_s + total E[p(theta)] + noise z,   theta = (lambda - lambda_s) / h in 0..1
+
+    p     carry                       total                    density of theta         noise
+    x0    sigma_t/sigma_s e^(-eta h)  alpha_t - alpha_s carry  ~ e^((1 + eta) h theta)  sigma_t sqrt(1 - e^(-2 eta h))
+    eps   alpha_t/alpha_s             sigma_t - sigma_s carry  ~ e^(-h theta)           0
+
+A method says what stands in for p, the prediction as a function of theta: a polynomial through which predictions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from typing_extensions import Unpack
+
+from fastdiff.errors import lookup
+from fastdiff.samplers.levels import Level
+from fastdiff.samplers.rows import Options, Rows
+from fastdiff.schedules import Array, Schedule
+
+Mean = Callable[[float], float]
+_COLUMN = {"x0": "c0", "eps": "ce"}
+
+
+def phi(k: int, z: float) -> float:
+    """Return phi_k(z) = sum_n z^n / (n + k)!: phi_0 = exp, phi_k = (phi_{k-1} - 1 / (k-1)!) / z."""
+    if abs(z) < 1:  # where the recursion loses digits
+        return sum(z**n / math.factorial(n + k) for n in range(18))
+    return (phi(k - 1, z) - 1 / math.factorial(k - 1)) / z if k else math.exp(z)
+
+
+def moment(j: int, rate: float) -> float:
+    """Return E[theta^j] under the density on 0..1 that is proportional to e^(rate theta)."""
+    return math.factorial(j) * phi(j + 1, -rate) / phi(1, -rate)
+
+
+# E[theta] for a line through two predictions: the exact one, and what methods take for it, to second order in h.
+_MEANS: dict[str, Mean] = {
+    "midpoint": lambda rate: 0.5,
+    "heun": lambda rate: moment(1, rate),
+    "bh1": lambda rate: 0.5 / phi(1, -rate),
+    "bh2": lambda rate: 0.5,
+}
+
+
+class Integral(NamedTuple):
+    """A step with a polynomial through the predictions of some levels; levels by their place in the plan.
+
+    Attributes:
+        start, end: the levels that it goes from and to.
+        nodes: the levels whose predictions the polynomial goes through; those of pure noise are left out.
+        predicts: what is predicted, "x0" or "eps".
+        eta: amount of noise, >= 0, for "x0" alone: 0 is the ODE, 1 the reverse SDE of Song et al. 2021.
+        mean: E[theta] for two nodes.
+        curvature: factor of E[theta^2] for three nodes.
+    """
+
+    start: int
+    end: int
+    nodes: Sequence[int]
+    predicts: str = "x0"
+    eta: float = 0.0
+    mean: Mean = _MEANS["heun"]
+    curvature: float = 1.0
+
+    def carry(self, now: Level, after: Level) -> float:
+        """Return the coefficient of the state between two levels."""
+        if self.predicts == "eps":
+            return after.alpha / now.alpha
+        return after.sigma / now.sigma * math.pow(after.ratio / now.ratio, self.eta)
+
+    def noise(self, now: Level, after: Level) -> float:
+        """Return the standard deviation of the noise added between two levels."""
+        return after.sigma * math.sqrt(1 - math.pow(after.ratio / now.ratio, 2 * self.eta))
+
+    def weights(self, levels: Sequence[Level]) -> Array:
+        """Return what each level's prediction gives to the state at `end`, float64 [levels]."""
+        now, after = levels[self.start], levels[self.end]
+        carry, h = self.carry(now, after), after.lambda_ - now.lambda_
+        total = after.alpha - now.alpha * carry if self.predicts == "x0" else after.sigma - now.sigma * carry
+        weights = np.zeros(len(levels))
+        # From pure noise and onto clean data h is infinite: the prediction at hand is all there is.
+        nodes = [j for j in self.nodes if math.isfinite(levels[j].lambda_)] if math.isfinite(h) else [self.start]
+        if len(nodes) == 1:
+            weights[nodes] = total
+            return weights
+        rate = (1 + self.eta) * h if self.predicts == "x0" else -h
+        moments = [moment(j, rate) for j in range(len(nodes))]
+        if len(nodes) == 2:
+            moments[1] = self.mean(rate)
+        if len(nodes) == 3:
+            moments[2] *= self.curvature
+        theta = [(levels[j].lambda_ - now.lambda_) / h for j in nodes]
+        weights[nodes] = total * np.linalg.solve(np.vander(theta, increasing=True).T, moments)
+        return weights
+
+
+def solver_mean(solver: str) -> Mean:
+    """Return E[theta] for two predictions by the name of a solver. Raises InputError for an unknown name."""
+    return lookup("solver", solver, _MEANS)
+
+
+def rows_of(schedule: Schedule, steps: int | None, predicts: str, **options: Unpack[Options]) -> Rows:
+    """Return rows to fill. Raises InputError for a wrong option, or "eps" where the first level is pure noise."""
+    lookup("predicts", predicts, _COLUMN)
+    rows = Rows(schedule, steps, **options)
+    if predicts == "eps":
+        rows.need_signal("a solver that predicts eps")
+    return rows
+
+
+def falling(rows: Rows, order: int, lower_order_final: bool | None, least: int = 1) -> list[int]:
+    """Return the order of each step: `order`, with `lower_order_final` falling to `least` at the last step.
+
+    None lets it fall where the last step lands on clean data.
+    """
+    count = len(rows.steps())
+    falls = rows.levels[-1].sigma == 0 if lower_order_final is None else lower_order_final
+    return [min(order, count - 1 - i + least) if falls else order for i in range(count)]
+
+
+def add_multistep(
+    rows: Rows,
+    orders: Sequence[int],
+    again: Sequence[int] = (),
+    predicts: str = "x0",
+    eta: Sequence[float] = (),
+    mean: Mean = _MEANS["heun"],
+    curvature: float = 1.0,
+) -> None:
+    """Add the rows of a multistep method.
+
+    Args:
+        rows: where to.
+        orders: how many of the last predictions each step goes through, as far as there are any.
+        again: through how many each step goes when the one at its end is known, that one among them; 0 for none.
+        predicts, eta, mean, curvature: as `Integral` has them, eta for each step.
+    """
+
+    def integral(step: int, newest: int, count: int) -> Integral:
+        nodes = range(newest, max(newest - count, -1), -1)
+        return Integral(step, step + 1, nodes, predicts, eta[step] if eta else 0.0, mean, curvature)
+
+    predictors = [integral(i, i, order) for i, order in enumerate(orders)]
+    correctors = [integral(i, i + 1, count) if count else None for i, count in enumerate(again)]
+    add_rows(rows, predictors, correctors)
+
+
+def add_rows(rows: Rows, predictors: Sequence[Integral], correctors: Sequence[Integral | None] = ()) -> None:
+    """Add the row of each step.
+
+    A state is linear in the state that its step began from and in the predictions since. So where a step begins at an
+    earlier level, or is corrected by another integral, it is enough to change what those predictions gave: no earlier
+    state need be kept.
+
+    Args:
+        rows: where to.
+        predictors: the step of each row, to the next level from this one, or (eta = 0) from an earlier one.
+        correctors: what each step is replaced by, in the row after it; None or missing for nothing.
+    """
+    steps = list(zip(rows.steps(), predictors, strict=True))
+    contributions: list[Array] = []  # of each level's prediction to the state after each row
+    given = np.zeros(len(rows.levels))  # what they gave to it in the step so far
+    for i, ((now, after), predictor) in enumerate(steps):
+        corrector = correctors[i - 1] if i and correctors else None
+        kept = corrector.weights(rows.levels) if corrector else given if predictor.start == i else 0.0
+        change = predictor.carry(now, after) * (kept - given)
+        given = predictor.weights(rows.levels)
+        contributions.append(change + given)
+    slots = max(i - int(np.flatnonzero(contribution)[0]) for i, contribution in enumerate(contributions))
+    for i, ((now, after), predictor) in enumerate(steps):
+        rows.add(
+            now,
+            cx=predictor.carry(now, after),
+            cz=predictor.noise(now, after),
+            slot=i % slots if slots else -1,
+            **{_COLUMN[predictor.predicts]: contributions[i][i]},
+            **{f"ch{j % slots}": contributions[i][j] for j in range(max(i - slots, 0), i)},
+        )

@@ -1,0 +1,170 @@
+"""Langevin dynamics: at one level, annealed (Song & Ermon 2019), and as a corrector (Song et al. 2021)."""
+
+from __future__ import annotations
+
+import math
+
+from typing_extensions import Unpack
+
+from fastdiff.errors import InputError, lookup
+from fastdiff.plan import Plan
+from fastdiff.samplers.levels import Level, step_variance
+from fastdiff.samplers.rows import Options, Rows
+from fastdiff.samplers.stages import Step, add_euler, ancestral
+from fastdiff.schedules import Schedule
+
+
+def langevin(
+    schedule: Schedule,
+    steps: int = 100,
+    sigma: float | None = None,
+    step_size: float = 0.1,
+    denoise: bool = False,
+    **options: Unpack[Options],
+) -> Plan:
+    """Langevin dynamics at one level: `x <- x + delta score(x) + sqrt(2 delta) z`, `delta = step_size sigma^2`.
+
+    In units of sigma^2 the step is the same in all coordinates. A point's Gaussian stays, but for its variance, which
+    becomes `sigma^2 / (1 - step_size / 2)`: the bias of steps that are not infinitely small.
+
+    Args:
+        schedule: the noise levels the network was trained on.
+        steps: how many steps, each with one network evaluation.
+        sigma: the level, by its sigma / alpha; None is the noisiest one.
+        step_size: delta / sigma^2, in 0..2, without both.
+        denoise: whether one more row goes from there to the level to land on: clean data, x + sigma^2 score.
+        options: what most samplers take; see `Options`.
+
+    Returns:
+        A plan of `steps` rows, and one more to denoise.
+
+    Raises:
+        InputError: an argument is out of range or a name is unknown.
+    """
+    if sigma is not None:
+        options["sigmas"] = [sigma]
+    rows = Rows(schedule, 1, **options)
+    _anneal(rows, steps, step_size, denoise)
+    return rows.plan(f"langevin(steps={steps}, sigma={rows.levels[0].ratio:g}, step_size={step_size})")
+
+
+def annealed_langevin(
+    schedule: Schedule,
+    steps: int | None = 10,
+    per_level: int = 100,
+    step_size: float = 0.1,
+    denoise: bool = True,
+    **options: Unpack[Options],
+) -> Plan:
+    """Annealed Langevin dynamics, level after level (Song & Ermon 2019, Algorithm 1).
+
+    The paper's `x <- x + (a_i / 2) score + sqrt(a_i) z` with `a_i = a sigma_i^2 / sigma_L^2` is that of `langevin` with
+    `step_size = a / (2 sigma_L^2)`: its a = 2e-5 at sigma_L = 0.01 is 0.1.
+
+    Args:
+        schedule: the noise levels the network was trained on.
+        steps: how many levels; None is every one.
+        per_level: steps at each level, T in the paper, at least 1.
+        step_size: delta / sigma^2 at every level, in 0..2, without both.
+        denoise: whether one more row goes from the last level to the one to land on: clean data, x + sigma^2 score.
+        options: what most samplers take; see `Options`. The default spacing is "exponential", the paper's.
+
+    Returns:
+        A plan of `per_level` rows for each level, and one more to denoise.
+
+    Raises:
+        InputError: an argument is out of range or a name is unknown, or the first level is pure noise.
+    """
+    options.setdefault("spacing", "exponential")
+    rows = Rows(schedule, steps, **options)
+    rows.need_signal("annealed_langevin")
+    levels = len(rows.steps())
+    _anneal(rows, per_level, step_size, denoise)
+    return rows.plan(f"annealed_langevin(steps={levels}, per_level={per_level}, step_size={step_size})")
+
+
+def predictor_corrector(
+    schedule: Schedule,
+    steps: int | None = 20,
+    corrector_steps: int = 1,
+    snr: float = 0.16,
+    predictor: str = "reverse_diffusion",
+    **options: Unpack[Options],
+) -> Plan:
+    """Langevin steps at each level, then a step of the reverse SDE to the next (Song et al. 2021, Algorithms 2 to 5).
+
+    The corrector's step, `delta = 2 a (snr |z| / |score|)^2`, takes the norms' expectation here, |z| / |score| = sigma,
+    so that it is known beforehand; a is 1 - beta of the predictor's step (1 in variance-exploding coordinates). A level
+    is corrected before it is left, as in the authors' code.
+
+    Args:
+        schedule: the noise levels the network was trained on.
+        steps: how many levels; None is every one.
+        corrector_steps: Langevin steps at each level, at least 0.
+        snr: signal-to-noise ratio of a Langevin step, r in the paper, in 0..1, without both.
+        predictor: "reverse_diffusion" (eq. 46: discretised like the forward process) or "ancestral" (appendix F, of
+            variance beta~: `ddpm`).
+        options: what most samplers take; see `Options`.
+
+    Returns:
+        A plan of `corrector_steps` + 1 rows for each level. The last row draws no noise where it lands on clean data.
+
+    Raises:
+        InputError: an argument is out of range or a name is unknown, or the first level is pure noise.
+    """
+    if not 0 < snr < 1:
+        raise InputError(f"snr must be above 0 and below 1, got {snr}")
+    _check_count("corrector_steps", corrector_steps, least=0)
+    add_predictor = lookup("predictor", predictor, _PREDICTORS)
+    rows = Rows(schedule, steps, **options)
+    rows.need_signal("predictor_corrector")
+    for now, after in rows.steps():
+        for _ in range(corrector_steps):
+            _add_langevin(rows, now, 2 * (snr * now.alpha / after.alpha) ** 2)
+        add_predictor(rows, now, after)
+    levels = len(rows.steps())
+    return rows.plan(f"predictor_corrector(steps={levels}, corrector_steps={corrector_steps}, snr={snr})")
+
+
+def _add_reverse_diffusion(rows: Rows, now: Level, after: Level) -> None:
+    # The forward step is x = a x' + sqrt(beta) z: its drift is subtracted, at the place where the step begins.
+    beta = step_variance(now, after)
+    rows.add(
+        now,
+        cx=2 - now.alpha / after.alpha,
+        ce=-beta / now.sigma,
+        cz=math.sqrt(beta) if after.sigma else 0.0,
+    )
+
+
+def _add_ancestral(rows: Rows, now: Level, after: Level) -> None:
+    add_euler(rows, ancestral(rows, Step(now, after, after), eta=1.0))
+
+
+_PREDICTORS = {"reverse_diffusion": _add_reverse_diffusion, "ancestral": _add_ancestral}
+
+
+def _anneal(rows: Rows, per_level: int, step_size: float, denoise: bool) -> None:
+    _check_count("steps at a level", per_level, least=1)
+    if not 0 < step_size < 2:
+        raise InputError(f"step_size must be above 0 and below 2, where Langevin dynamics diverges, got {step_size}")
+    *levels, lands = rows.levels
+    if not denoise:
+        rows.levels = levels
+    for level, following in zip(levels, [*levels[1:], levels[-1]], strict=True):
+        for _ in range(per_level - 1):
+            _add_langevin(rows, level, step_size)
+        # x / alpha goes on to the next level as it is.
+        _add_langevin(rows, level, step_size, scale=1.0 if following is level else following.alpha / level.alpha)
+    if denoise:
+        add_euler(rows, Step(levels[-1], lands, lands))
+
+
+def _add_langevin(rows: Rows, at: Level, step_size: float, scale: float = 1.0) -> None:
+    """Add the row of a Langevin step of `delta = step_size sigma^2`, where the score is -eps / sigma."""
+    rows.add(at, cx=scale, ce=-scale * step_size * at.sigma, cz=scale * math.sqrt(2 * step_size) * at.sigma)
+
+
+def _check_count(name: str, count: int, least: int) -> None:
+    if not isinstance(count, int) or count < least:
+        raise InputError(f"{name} must be a whole number, at least {least}, got {count!r}")

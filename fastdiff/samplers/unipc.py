@@ -1,0 +1,55 @@
+"""UniPC (Zhao et al. 2023): a multistep predictor and a corrector that costs no evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from typing_extensions import Unpack
+
+from fastdiff.errors import InputError
+from fastdiff.plan import Plan
+from fastdiff.samplers.exponential import add_multistep, falling, rows_of, solver_mean
+from fastdiff.samplers.rows import Options
+from fastdiff.schedules import Schedule
+
+
+def unipc(
+    schedule: Schedule,
+    steps: int | None = 20,
+    order: int = 2,
+    solver: str = "bh2",
+    predicts: str = "x0",
+    disable_corrector: Collection[int] = (),
+    lower_order_final: bool | None = None,
+    **options: Unpack[Options],
+) -> Plan:
+    """UniPC: a step of UniP-p, done again as UniC-p once the prediction at its end is known.
+
+    Zhao et al. 2023, Algorithms 1 and 2, multistep. UniP-p goes through p predictions, UniC-p through these and
+    the one at the step's end.
+
+    Args:
+        schedule: the noise levels the network was trained on.
+        steps: network evaluations; None takes as many as the schedule has levels.
+        order: p, 1..3.
+        solver: B(h) of the paper, "bh1" (h) or "bh2" (e^h - 1): it matters where there are two predictions.
+        predicts: what the polynomials go through, "x0" or "eps".
+        disable_corrector: steps, counted from 0, that are not corrected; `range(steps)` leaves UniP alone.
+        lower_order_final: let the order fall to 1 over the last steps; None: where they land on clean data.
+        options: what every sampler takes; see `Options`.
+
+    Returns:
+        A plan of one row a step, which corrects the state and goes on to predict the next.
+
+    Raises:
+        InputError: an argument is out of range, a name is unknown, or the first level has no signal for "eps".
+    """
+    if order not in (1, 2, 3):
+        raise InputError(f"order must be 1, 2 or 3, got {order}")
+    rows = rows_of(schedule, steps, predicts, **options)
+    orders = falling(rows, order, lower_order_final)
+    again = [0 if i in disable_corrector else p + 1 for i, p in enumerate(orders)]
+    add_multistep(rows, orders, again, predicts, mean=solver_mean(solver))
+    return rows.plan(
+        f"unipc(steps={len(orders)}, order={order}, solver={solver}, predicts={predicts})", stores=predicts
+    )
