@@ -2,7 +2,7 @@
 
 from importlib.metadata import version as _version
 
-from fastdiff import graph, models, noise, samplers, schedules
+from fastdiff import graph, guidance, models, noise, samplers, schedules
 from fastdiff.checkpoint import Checkpoint, load
 from fastdiff.errors import (
     BackendError,
@@ -17,6 +17,7 @@ from fastdiff.noise_loss import noise_loss
 from fastdiff.plan import Plan
 from fastdiff.sample import sample
 from fastdiff.schedules import Schedule
+from fastdiff.serve import Request, serve
 from fastdiff.system import info
 
 __version__ = _version("fastdiff-sampler")
@@ -30,8 +31,10 @@ __all__ = [
     "MissingDependencyError",
     "NonFiniteError",
     "Plan",
+    "Request",
     "Schedule",
     "graph",
+    "guidance",
     "info",
     "load",
     "models",
@@ -41,4 +44,5 @@ __all__ = [
     "sample",
     "samplers",
     "schedules",
+    "serve",
 ]

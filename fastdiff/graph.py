@@ -29,7 +29,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from fastdiff.errors import BackendError, FastdiffError, InputError
-from fastdiff.loop import Inputs, Loop, Model, Setup
+from fastdiff.guidance import Model
+from fastdiff.loop import Inputs, Loop, Setup
 
 KEPT = 4
 _WARM_UP_ROWS = 3  # as torch's own tools do before they capture
@@ -171,6 +172,20 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return not self._READS.isdisjoint(func.tags)
 
 
+class _Watched:
+    """A model that is watched, and its ways to evaluate branches with it."""
+
+    def __init__(self, model: Model, device: torch.device) -> None:
+        self.model, self.device = model, device
+
+    def __call__(self, *arguments: Any, **condition: Any) -> Tensor:
+        with _Watch(self.device):
+            return self.model(*arguments, **condition)
+
+    def __getattr__(self, name: str) -> _Watched:
+        return _Watched(getattr(self.model, name), self.device)
+
+
 def _first(error: BaseException) -> BaseException:
     """Return what went wrong first: ending a broken capture fails too, and says less."""
     while isinstance(error.__context__, RuntimeError):
@@ -246,18 +261,15 @@ def _loops_of(owner: object) -> OrderedDict[Hashable, _Captured]:
 
 
 def _capture_loop(model: Model, setup: Setup, inputs: Inputs) -> _Captured:
-    loop = Loop(setup, _buffers(setup, inputs))
+    loop = Loop(setup, inputs.buffers(setup))
     _copy(inputs, loop.inputs)
-
-    def watched(*arguments: Any, **condition: Any) -> Tensor:
-        with _Watch(setup.device):
-            return model(*arguments, **condition)
 
     def warm_up() -> None:
         loop.start()
         # The last one is watched: what compiles itself does so before, since it does not under a dispatch mode.
-        for called in (*[model] * (_WARM_UP_ROWS - 1), watched):
-            loop.row(0, called)
+        for _ in range(_WARM_UP_ROWS - 1):
+            loop.row(0, model)
+        loop.row(0, _Watched(model, setup.device))
 
     def work() -> None:
         loop.start()
@@ -276,34 +288,19 @@ def _autocast(device: torch.device) -> AbstractContextManager[None]:
     )
 
 
-def _buffers(setup: Setup, inputs: Inputs) -> Inputs:
-    condition = {
-        name: _buffer(value) if isinstance(value, Tensor) else value for name, value in inputs.condition.items()
-    }
-    w = None if inputs.w is None else _buffer(inputs.w)
-    # Any start state is given to the graph in the dtype of the state and on its device.
-    x_init = None if inputs.x_init is None else inputs.key.new_empty(setup.shape, dtype=setup.state_dtype)
-    return Inputs(_buffer(inputs.key), w, condition, x_init)
-
-
-def _buffer(value: Tensor) -> Tensor:
-    return torch.empty(value.shape, dtype=value.dtype, device=value.device)
-
-
 def _copy(inputs: Inputs, buffers: Inputs) -> None:
-    pairs = [(buffers.key, inputs.key), (buffers.w, inputs.w), (buffers.x_init, inputs.x_init)]
-    for buffer, value in (*pairs, *((buffers.condition[name], value) for name, value in inputs.condition.items())):
-        if isinstance(buffer, Tensor):
-            buffer.copy_(value)
+    for buffer, value in zip(buffers.tensors(), inputs.tensors(), strict=True):
+        buffer.copy_(value)
 
 
 def _key(model: Model, owner: object, setup: Setup, inputs: Inputs) -> Hashable:
     """Return all that shapes a graph of an owner; what differs in none of it can share one."""
     method = weakref.ref(model.__func__) if inspect.ismethod(model) else None
     condition = frozenset((name, _kind(name, value)) for name, value in inputs.condition.items())
+    given = tuple(image is not None for image in inputs.images)
     kind = setup.device.type
     autocast = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
-    return method, setup, condition, inputs.x_init is not None, autocast, _weights(owner)
+    return method, setup, condition, given, autocast, _weights(owner)
 
 
 def _kind(name: str, value: Any) -> Hashable:

@@ -52,6 +52,38 @@ def normal(
     return z
 
 
+def slerp(a: Tensor, b: Tensor, t: float | Tensor) -> Tensor:
+    """Interpolate along the great circle from a to b, sample by sample (Shoemake 1985): between start states.
+
+    `sin((1 - t) w) / sin w a + sin(t w) / sin w b`, with w the angle between the samples; along the line where they are
+    parallel. Between two draws of noise the result is as long as noise is, where their mean is too short for a network.
+
+    Args:
+        a, b: [B, ...], any floats.
+        t: 0 is a, 1 is b; a number or [B].
+
+    Returns:
+        [B, ...] in the dtype of a.
+
+    Raises:
+        InputError: the shapes differ, or there is not one t, or one for each sample.
+    """
+    if a.shape != b.shape or a.ndim < 2:
+        raise InputError(f"slerp needs two tensors [B, ...] of one shape, got {tuple(a.shape)} and {tuple(b.shape)}")
+    share = torch.as_tensor(t, dtype=torch.float64, device=a.device)
+    if share.shape not in ((), (len(a),)):
+        raise InputError(f"t must be a number or have shape ({len(a)},), got {tuple(share.shape)}")
+    first, second = a.flatten(1).double(), b.flatten(1).double()
+    # atan2 keeps the digits of small angles and of those near pi, where the cosine is flat.
+    unit, other = (v / v.norm(dim=1, keepdim=True) for v in (first, second))
+    angle = 2 * torch.atan2((unit - other).norm(dim=1), (unit + other).norm(dim=1))
+    sine = angle.sin()
+    curved = sine.abs() > 1e-9
+    of_a = torch.where(curved, ((1 - share) * angle).sin() / sine, 1 - share)
+    of_b = torch.where(curved, (share * angle).sin() / sine, share)
+    return (of_a[:, None] * first + of_b[:, None] * second).view(a.shape).to(a.dtype)
+
+
 def key(
     seed: int | Sequence[int] | Tensor,
     index: int | Sequence[int] | Tensor | None,

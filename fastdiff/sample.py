@@ -8,18 +8,18 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from fastdiff import conditioning
 from fastdiff import graph as graphs
 from fastdiff import guidance as guiding
 from fastdiff import noise as noises
-from fastdiff.errors import BackendError, InputError, NonFiniteError, lookup
-from fastdiff.guidance import Condition
-from fastdiff.loop import Inputs, Loop, Model, NoiseSource, Setup, given, raise_if_bad
-from fastdiff.ops import dispatch, schema
+from fastdiff.conditioning import Images
+from fastdiff.errors import BackendError, InputError
+from fastdiff.guidance import CFG, Condition, Model, Scale
+from fastdiff.loop import Inputs, Loop, NoiseSource, Setup, for_each_sample, given, raise_if_bad
+from fastdiff.ops import dispatch
 from fastdiff.plan import Plan
 
 Callback = Callable[[int, Tensor, Tensor], None]
-
-_NORMALS = {"exact": "the bits of docs/noise.md", "fast": "the hardware's log, sine and cosine"}
 
 
 @torch.no_grad()
@@ -32,13 +32,16 @@ def sample(
     index: int | Sequence[int] | Tensor | None = None,
     cond: Condition | None = None,
     uncond: Condition | None = None,
-    guidance: float | Tensor = 1.0,
+    guidance: Scale | CFG = 1.0,
     guidance_rescale: float = 0.0,
     dynamic_threshold: float | None = None,
+    x_init: Tensor | None = None,
+    x0_init: Tensor | None = None,
+    known: Tensor | None = None,
+    mask: Tensor | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
     backend: str = "auto",
-    x_init: Tensor | None = None,
     noise: NoiseSource | None = None,
     progress: bool = False,
     callback: Callback | None = None,
@@ -46,7 +49,7 @@ def sample(
     normals: str = "exact",
     graph: bool = False,
 ) -> Tensor:
-    """Run a plan from noise (or from `x_init`) to data.
+    """Run a plan from noise (or from `x_init` or `x0_init`) to data.
 
     Args:
         model: `model(x, t, **cond) -> out`; x [B, ...] in `dtype`, t [B] from the plan in the dtype of the state, out
@@ -56,17 +59,23 @@ def sample(
         seed: one seed for all samples or one each, 0..2^64-1.
         index: global index of each sample; None is 0..B-1. A sample depends on its own seed and index alone.
         cond: keyword arguments of the model; tensors have the batch first.
-        uncond: the same for the unconditional branch; None asks the model for `model.unconditional(cond)`.
-        guidance: w of `u + w (c - u)` (Ho & Salimans 2022: w = 1 + omega), a number or [B]. The number 1 evaluates
-            the conditional branch alone.
+        uncond: the same for the unconditional branch, which may be a negative condition; None asks the model for
+            `model.unconditional(cond)`.
+        guidance: w of `u + w (c - u)`, or a rule of `fastdiff.guidance`: `CFG`, which says what w may be and where it
+            guides, `APG` or `CFGZero`. The number 1 evaluates the conditional branch alone.
         guidance_rescale: phi in 0..1, how far the guided output is scaled to the standard deviation of the conditional
-            one (Lin et al. 2024, eq. 15 and 16); it needs guidance. 0 leaves it alone.
+            one (Lin et al. 2024, eq. 15 and 16); it needs `CFG`. 0 leaves it alone.
         dynamic_threshold: quantile in 0..1 of a sample's |x0|; where it exceeds the plan's clip, x0 is cut there and
             scaled back to the clip (Saharia et al. 2022, sec. 2.3). It needs a plan that clips. None only clips.
-        device: None is that of x_init, or of the model's parameters, or the CPU.
+        x_init: start state [B, ...] instead of noise.
+        x0_init: clean data to start from: they are noised to the level of the plan's first row (SDEdit, Meng et al.
+            2022), which the option `start` of samplers chooses. They broadcast to `shape`, as do known and mask.
+        known: clean data that the result holds where `mask` is 1: every row puts them at its noise level (Lugmayr et
+            al. 2022, eq. 8).
+        mask: 1 where data are known, 0 where they are drawn, or between for a blend of both.
+        device: None is that of x_init or x0_init, or of the model's parameters, or the CPU.
         dtype: what the model reads. The state is float32, or float64 if this is float64.
         backend: "auto" or a backend's name; see `fastdiff.info`.
-        x_init: start state [B, ...] instead of noise.
         noise: callable (stream, draw, shape) -> z that replaces the built-in noise; stream is "init" or "step" and
             draw is the row.
         progress: show a bar with rows per second where the output is a terminal.
@@ -86,20 +95,29 @@ def sample(
     """
     if len(shape) < 2 or min(shape) < 0:
         raise InputError(f"shape must be (batch, ...) with no negative size, got {tuple(shape)}")
-    place = _numbered(_device(model, x_init, device))
+    images = Images(x_init, x0_init, known, mask)
+    place = place_of(model, x_init if x0_init is None else x0_init, device)
     batch, state_dtype = int(shape[0]), torch.promote_types(dtype, torch.float32)
+    images = conditioning.checked(images, plan, tuple(shape), place, state_dtype)
     key = noises.key(seed, index, batch, place)
-    w = guiding.scales(guidance, batch, place, state_dtype)
-    branches = 1 if w is None else 2
+    rule = guiding.rule(guidance)
+    w, alone = guiding.scales(rule, plan, batch, place, state_dtype)
     setup = Setup(
-        *(plan, tuple(shape), place, dtype, dispatch.resolve(backend, place, state_dtype), branches),
-        *(guidance_rescale, dynamic_threshold, check_finite, normals),
+        plan=plan if known is None else conditioning.inpainting(plan),
+        shape=tuple(shape),
+        device=place,
+        dtype=dtype,
+        backend=dispatch.resolve(backend, place, state_dtype),
+        branches=1 if len(alone) == len(plan) else 2,
+        rule=rule.method,
+        alone=alone,
+        guidance_rescale=guidance_rescale,
+        dynamic_threshold=dynamic_threshold,
+        check_finite=check_finite,
+        normals=normals,
     )
-    _check(setup)
-    condition = guiding.conditions(model, cond or {}, uncond, branches, batch)
-    if x_init is not None:
-        _check_start(x_init, setup.shape)
-    inputs = Inputs(key, w, condition, x_init)
+    condition = guiding.conditions(model, cond or {}, uncond, setup.branches, batch)
+    inputs = Inputs(key, None if setup.branches == 1 else for_each_sample(w, batch), condition, images)
     if graph:
         _check_unobserved(noise, progress, callback)
         x, first_bad = graphs.run(model, setup, inputs)
@@ -123,46 +141,19 @@ def _run(loop: Loop, model: Model, noise: NoiseSource | None, progress: bool, ca
             callback(row, loop.x, loop.x0)
 
 
-def _device(model: object, x_init: Tensor | None, device: torch.device | str | None) -> torch.device:
-    if device is not None:
-        return torch.device(device)
-    if x_init is not None:
-        return x_init.device
-    parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
-    return torch.device("cpu") if parameter is None else parameter.device
+def place_of(model: object, image: Tensor | None, device: torch.device | str | None) -> torch.device:
+    """Return where to run: on the device named, or where the image is, or the model's parameters, or the CPU.
 
-
-def _numbered(device: torch.device) -> torch.device:
-    """Return a device with its number, which a name may leave out and a tensor knows."""
+    It has its number, which a name may leave out and a tensor knows. Raises BackendError if it cannot be used.
+    """
+    if device is None:
+        parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
+        there = parameter if image is None else image
+        device = "cpu" if there is None else there.device
     try:
         return torch.empty(0, device=device).device
     except (AssertionError, RuntimeError) as error:
         raise BackendError(f"device {device} cannot be used: {str(error).splitlines()[0]}") from None
-
-
-def _check(setup: Setup) -> None:
-    rescale, quantile = setup.guidance_rescale, setup.dynamic_threshold
-    if not 0.0 <= rescale <= 1.0:
-        raise InputError(f"guidance_rescale must be in 0..1, got {rescale}")
-    if rescale and setup.branches == 1:
-        raise InputError("guidance_rescale corrects guidance: give a guidance other than 1")
-    if quantile is not None and not 0.0 <= quantile <= 1.0:
-        raise InputError(f"dynamic_threshold must be a quantile in 0..1, got {quantile}")
-    if quantile is not None and "clip" not in setup.plan.columns:
-        raise InputError(
-            "dynamic_threshold scales x0 back to the plan's clip: give the sampler clip=1.0 or another bound"
-        )
-    lookup("normals", setup.normals, _NORMALS)
-    if setup.normals == "fast" and setup.backend not in schema.GPU_BACKENDS:
-        there = " and ".join(schema.GPU_BACKENDS)
-        raise BackendError(f"backend {setup.backend!r} has no fast normals, {there} have: use normals='exact'")
-
-
-def _check_start(x_init: Tensor, shape: tuple[int, ...]) -> None:
-    if tuple(x_init.shape) != shape:
-        raise InputError(f"x_init must have the shape of the samples, {shape}, got {tuple(x_init.shape)}")
-    if not bool(x_init.isfinite().all()):
-        raise NonFiniteError("x_init holds NaN or infinity")
 
 
 def _check_unobserved(noise: NoiseSource | None, progress: bool, callback: Callback | None) -> None:

@@ -44,7 +44,7 @@ def a_row(step: Callable[..., None], loop: Loop) -> Callable[[Tensor, Tensor, Te
     def run(x: Tensor, t: Tensor, row: Tensor) -> None:
         out = model(loop.model_input, t, loop.inputs.condition["y"])
         out, uncond = out.chunk(2)
-        step(x, out, table, layout, row, uncond, loop.inputs.w, key, loop.model_input, loop.first_bad)
+        step(x, out, table, layout, row, uncond, loop.w[0], key, loop.model_input, loop.first_bad)
 
     return run
 
@@ -52,7 +52,7 @@ def a_row(step: Callable[..., None], loop: Loop) -> Callable[[Tensor, Tensor, Te
 def prepared(backend: str, dtype: torch.dtype) -> Loop:
     setup = Setup(PLAN, SHAPE, CPU, dtype, backend, branches=2)
     y = torch.tensor([0.5, 0.6, 0.1, 0.2], dtype=dtype)
-    loop = Loop(setup, Inputs(fd.noise.key(3, None, 2, CPU), torch.tensor([2.0, 0.5]), {"y": y}, None))
+    loop = Loop(setup, Inputs(fd.noise.key(3, None, 2, CPU), torch.tensor([[2.0, 0.5]]).expand(ROWS, 2), {"y": y}))
     loop.start()
     return loop
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import fastdiff as fd
+from fastdiff.guidance import APG
 from tests.backends import needs_extension
 
 pytestmark = needs_extension  # the claims are about kernels: plain torch makes temporaries
@@ -52,6 +53,8 @@ CFG = {"guidance": 2.0, "uncond": {}}
         (ddim(eta=1.0), CFG, [1, 2], 2),  # the input and the output of both branches
         (ddim(eta=1.0), {**CFG, "dtype": torch.bfloat16}, [1, 1], 1),
         (ddim(), {**CFG, "guidance_rescale": 0.7}, [1, 2], 2),
+        (ddim(eta=1.0), {**CFG, "guidance": APG(2.0, norm=1.0)}, [1, 2], 2),
+        (ddim(eta=1.0), {**CFG, "guidance": APG(2.0, momentum=-0.5)}, [1, 2, 1], 2),  # the running mean
         (ddim(), {"dynamic_threshold": 0.9}, [1, 1], 1),
         (ddim(), {"callback": lambda row, x, x0: None}, [1, 1, 1], 1),  # x0 for the callback
         (multistep(), {}, [1, 1, 2], 1),  # two slots of history
@@ -65,6 +68,8 @@ CFG = {"guidance": 2.0, "uncond": {}}
         "guidance",
         "bf16",
         "rescale",
+        "APG",
+        "momentum",
         "threshold",
         "callback",
         "history",
@@ -95,3 +100,14 @@ def test_the_loop_allocates_its_buffers_and_no_more(
         held += change
         peak = max(peak, held)
     assert peak < sum(kept) + out + 0.02
+
+
+def test_known_data_are_read_where_they_are() -> None:
+    """Checking them makes temporaries; the rows, and what outlives the run, are as without them."""
+    data = torch.zeros(SHAPE)
+    options = {"x0_init": data, "known": data, "mask": data}
+    changes = allocations(lambda: fd.sample(lambda x, t: x.new_empty(x.shape).uniform_(), ddim(), SHAPE, **options))
+    large = [change for change in changes if abs(change) > 0.02]
+    rows, kept = [1, -1] * STEPS, [1, 1]
+    assert large[-len(rows) - 2 :] == [*rows, -1, -1]
+    assert large[-len(rows) - 4 : -len(rows) - 2] == kept

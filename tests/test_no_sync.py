@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import fastdiff as fd
 from fastdiff import loop as loops
 from fastdiff import noise as noises
-from fastdiff.guidance import scales
+from fastdiff.guidance import APG, CFGZero
 from fastdiff.loop import Inputs, Loop, Setup
 from fastdiff.ops import dispatch, native, schema
 from tests.backends import needs_extension, needs_interpreter
@@ -78,13 +78,13 @@ def rows(
     """Run the rows of a loop; return the ops of each that are not the model's."""
     place = torch.device(device)
     setup = Setup(plan, SHAPE, place, dtype, backend, branches, **options)
-    w = scales(torch.tensor(2.0) if branches == 2 else 1.0, SHAPE[0], place, torch.float32)
-    loop = Loop(setup, Inputs(noises.key(1, None, SHAPE[0], place), w, {}, None))
+    w = torch.full((ROWS, SHAPE[0]), 2.0, device=place) if branches == 2 else None
+    loop = Loop(setup, Inputs(noises.key(1, None, SHAPE[0], place), w, {}))
     channels = SHAPE[1] * (2 if plan.learns_variance else 1)
     out = torch.ones(branches * SHAPE[0], channels, *SHAPE[2:], device=place, dtype=dtype)
     loop.start()
     with Log() as log:
-        model = log.between(lambda x, t: out)
+        model = log.between(lambda x, t: out[: len(x)])
         for row in range(ROWS):
             loop.row(row, model)
     assert len(log.rows) == ROWS
@@ -148,6 +148,51 @@ def test_corrections_are_one_op_each(gpu_backend):
     assert noted == [[f"fastdiff.{op}.{gpu_backend}" for op in ("guidance_rescale", "threshold", "step")]] * ROWS
 
 
+PER_SAMPLE = (
+    "add",
+    "sub",
+    "rsub",
+    "mul",
+    "div",
+    "reciprocal",
+    "neg",
+    "sqrt",
+    "clamp",
+    "gt",
+    "ge",
+    "where",
+    "scalar_tensor",
+)
+MEAN = ["aten.mul_.Tensor", "aten.add_.Tensor", "aten.sub_.Tensor"]
+
+
+@pytest.mark.parametrize("rule", [APG(2.0, norm=1.0), APG(2.0, norm=1.0, momentum=-0.5), CFGZero(2.0)], ids=str)
+def test_rules_are_numbers_of_each_sample(gpu_backend, rule):
+    """One op gives three numbers a sample, a few more work on them; a running mean is brought up to date in place."""
+    for noted in rows(gpu_backend, PLANS["noise"], "meta", torch.bfloat16, 2, rule=rule):
+        own = [op for op in noted if op.startswith("fastdiff.")]
+        assert own == [f"fastdiff.{op}.{gpu_backend}" for op in ("inner_products", "step")]
+        before = noted.index(own[0])
+        assert noted[:before] == (MEAN if rule.momentum else [])
+        assert {op.split(".")[1] for op in noted[before + 1 : -1]} <= {*PER_SAMPLE}
+
+
+def test_rows_of_one_branch_are_a_step(gpu_backend):
+    """Leaving a branch out, inside a guided loop, is a matter of views."""
+    noted = rows(gpu_backend, PLANS["noise"], "meta", torch.bfloat16, 2, alone=frozenset({0, 3}))
+    assert noted == [[f"fastdiff.step.{gpu_backend}"]] * ROWS
+
+
+@needs_extension
+def test_known_data_are_put_back_by_the_step(past_the_dispatcher):
+    """Inpainting adds nothing between the rows."""
+    log, image = Log(), torch.ones(SHAPE)
+    with log:
+        model = log.between(lambda x, t: image)
+        fd.sample(model, PLANS["noise"], SHAPE, x0_init=image, known=image, mask=image, backend="cpu")
+    assert log.rows[:-1] == [["fastdiff.step.default"]] * (ROWS - 1)
+
+
 def loop_that(does: Callable[[Loop, int], object]) -> Callable[[Loop, int, Any], None]:
     """A loop that does something else in each row, too."""
     row_as_it_is = Loop.row
@@ -197,7 +242,7 @@ def test_every_row_looks_alike(past_the_dispatcher):
     """Rows and times begin at a multiple of 16 bytes and are dense: a compiled step or model needs one version."""
     for batch in (1, 2, 3):
         setup = Setup(PLANS["noise"], (batch, 4), torch.device("cpu"), torch.float32, "cpu")
-        loop = Loop(setup, Inputs(noises.key(1, None, batch, setup.device), None, {}, None))
+        loop = Loop(setup, Inputs(noises.key(1, None, batch, setup.device), None, {}))
         for tensors in (loop.rows, loop.times):
             assert {(tensor.data_ptr() % 16, tensor.stride(), len(tensor)) for tensor in tensors} == {(0, (1,), batch)}
         assert [row.tolist() for row in loop.rows] == [[row] * batch for row in range(ROWS)]

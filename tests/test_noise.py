@@ -205,3 +205,53 @@ def test_missing_backend():
     """A backend that cannot draw on the CPU is an error that says why, never a silent fall-back."""
     with pytest.raises(fd.BackendError, match="'cuda' is not available: "):
         fd.noise.normal((1, 4), backend="cuda")
+
+
+def arc(a, b, t):
+    """Spherical interpolation of two vectors: b turned into a's plane, in complex numbers."""
+    x, y = a / np.linalg.norm(a), b / np.linalg.norm(b)
+    angle = math.acos(np.clip(x @ y, -1, 1))
+    across = (y - math.cos(angle) * x) / math.sin(angle)
+    of_a, of_b = np.linalg.norm(a) * x, np.linalg.norm(b) * y
+    along = math.cos(t * angle) * x + math.sin(t * angle) * across
+    # The same point in terms of both ends: solve for their weights.
+    weights = np.linalg.lstsq(np.stack([x, y], axis=1), along, rcond=None)[0]
+    return weights[0] * of_a + weights[1] * of_b
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 1000), st.lists(st.floats(-0.5, 1.5), min_size=3, max_size=3))
+def test_slerp_goes_along_the_great_circle(seed, t):
+    """Each sample by its own t; the ends are the ends, and equal lengths stay."""
+    a, b = (fd.noise.normal((3, 2, 5), seed=seed, step=step).double() for step in (0, 1))
+    got = fd.noise.slerp(a, b, torch.tensor(t, dtype=torch.float64))
+    expected = np.stack([arc(x, y, s) for x, y, s in zip(a.flatten(1).numpy(), b.flatten(1).numpy(), t, strict=True)])
+    # An angle of 0.1 or more leaves all but two digits of float64's sixteen.
+    np.testing.assert_allclose(got.flatten(1).numpy(), expected, rtol=0, atol=1e-11)
+    for end, whole in ((a, 0.0), (b, 1.0)):
+        torch.testing.assert_close(fd.noise.slerp(a, b, whole), end, rtol=1e-14, atol=1e-14)
+    unit, other = (v / v.flatten(1).norm(dim=1).view(-1, 1, 1) for v in (a, b))
+    lengths = fd.noise.slerp(unit, other, torch.tensor(t)).flatten(1).norm(dim=1)
+    torch.testing.assert_close(lengths, torch.ones(3, dtype=torch.float64), rtol=1e-12, atol=0)
+
+
+def test_slerp_of_parallel_samples_is_a_line():
+    """Where there is no angle, nor one to choose (opposite samples, zeros), there is no NaN."""
+    a = torch.ones(3, 4)
+    got = fd.noise.slerp(a, torch.stack([2 * a[0], -a[1], 0 * a[2]]), 0.25)
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got, torch.tensor([1.25, 0.5, 0.75])[:, None].expand(3, 4), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((torch.ones(2, 3), torch.ones(2, 4), 0.5), "two tensors .* of one shape"),
+        ((torch.ones(2), torch.ones(2), 0.5), "two tensors .* of one shape"),
+        ((torch.ones(2, 3), torch.ones(2, 3), torch.ones(3)), r"t must be a number or have shape \(2,\), got \(3,\)"),
+    ],
+)
+def test_slerp_refuses(arguments, message):
+    """What does not fit costs one line."""
+    with pytest.raises(fd.InputError, match=message):
+        fd.noise.slerp(*arguments)

@@ -36,8 +36,8 @@ def prepared(backend: str, dtype: torch.dtype) -> Loop:
     place = torch.device("cuda", torch.cuda.current_device())
     setup = Setup(PLAN, SHAPE, place, dtype, backend, branches=2)
     condition = {"y": torch.tensor([0.5, 0.75, 0.125, 0.25, 0.375, 0.625], device=place)}
-    w = torch.tensor([2.0, 0.5, 1.0], device=place)
-    loop = Loop(setup, Inputs(fd.noise.key(3, None, SHAPE[0], place), w, condition, None))
+    w = torch.tensor([2.0, 0.5, 1.0], device=place).expand(ROWS, 3)
+    loop = Loop(setup, Inputs(fd.noise.key(3, None, SHAPE[0], place), w, condition))
     loop.start()
     return loop
 
@@ -50,7 +50,7 @@ def test_one_graph_for_all_rows(backend, dtype):
 
     def a_row(x: Tensor, t: Tensor, row: Tensor) -> None:
         out, uncond = model(loop.model_input, t, loop.inputs.condition["y"]).chunk(2)
-        rest = (uncond, loop.inputs.w, loop.inputs.key, loop.model_input, loop.first_bad)
+        rest = (uncond, loop.w[0], loop.inputs.key, loop.model_input, loop.first_bad)
         step(x, out, loop.table, loop.layout, row, *rest)
 
     torch._dynamo.reset()

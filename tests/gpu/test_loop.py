@@ -57,10 +57,10 @@ def prepared(
     """A loop before its start, and a model that launches nothing and allocates nothing."""
     place = torch.device("cuda", torch.cuda.current_device())
     setup = Setup(plan, SHAPE, place, dtype, backend, branches, **corrections)
-    w = torch.full(SHAPE[:1], 2.0, device=place) if branches == 2 else None
+    w = torch.full((ROWS, SHAPE[0]), 2.0, device=place) if branches == 2 else None
     channels = SHAPE[1] * (2 if plan.learns_variance else 1)
     out = torch.randn(branches * SHAPE[0], channels, *SHAPE[2:], device=place).to(dtype)
-    return Loop(setup, Inputs(fd.noise.key(1, None, SHAPE[0], place), w, {}, None)), lambda x, t: out
+    return Loop(setup, Inputs(fd.noise.key(1, None, SHAPE[0], place), w, {})), lambda x, t: out
 
 
 def run(loop: Loop, model: Callable[..., Tensor]) -> None:

@@ -1,8 +1,8 @@
-"""Classifier-free guidance (Ho & Salimans 2022): the scale w, and the conditions of both branches as one batch."""
+"""The conditions of both branches of guidance as one batch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -11,19 +11,7 @@ from torch import Tensor
 from fastdiff.errors import InputError
 
 Condition = Mapping[str, Any]
-
-
-def scales(guidance: float | Tensor, batch: int, device: torch.device, dtype: torch.dtype) -> Tensor | None:
-    """Return w for each sample, dense [batch], or None for the number 1, which needs no unconditional branch.
-
-    Raises:
-        InputError: there is not one w, or one for each sample.
-    """
-    if not isinstance(guidance, Tensor):
-        return None if guidance == 1.0 else torch.full((batch,), guidance, device=device, dtype=dtype)
-    if guidance.shape not in ((), (batch,)):
-        raise InputError(f"guidance must be a number or have shape ({batch},), got {tuple(guidance.shape)}")
-    return guidance.to(device=device, dtype=dtype).resolve_neg().expand(batch).contiguous()
+Model = Callable[..., Tensor]
 
 
 def conditions(model: object, cond: Condition, uncond: Condition | None, branches: int, batch: int) -> dict[str, Any]:
@@ -44,6 +32,11 @@ def conditions(model: object, cond: Condition, uncond: Condition | None, branche
     if set(cond) != set(uncond):
         raise InputError(f"cond and uncond must have the same names, got {sorted(cond)} and {sorted(uncond)}")
     return {name: _join(name, value, uncond[name]) for name, value in cond.items()}
+
+
+def first(condition: Condition, count: int) -> dict[str, Any]:
+    """Return the condition of the first `count` samples, as views."""
+    return {name: value[:count] if isinstance(value, Tensor) else value for name, value in condition.items()}
 
 
 def _join(name: str, value: Any, other: Any) -> Any:

@@ -1,0 +1,33 @@
+"""Guidance: how the conditional branch c of a network and another one, u, become one output, and models that guide.
+
+fd.sample(model, plan, shape, cond=..., guidance=3.0)                        # u + w (c - u), w = 3
+fd.sample(model, plan, shape, cond=..., guidance=fd.guidance.APG(7.5))       # and its relatives
+fd.sample(fd.guidance.Views(model, views), plan, shape, cond=...)            # models around models
+"""
+
+from fastdiff.guidance import views
+from fastdiff.guidance.branches import Condition, Model, conditions, first
+from fastdiff.guidance.networks import Autoguidance, ClassifierGuidance, both_branches
+from fastdiff.guidance.rules import APG, CFG, UNGUIDED, CFGZero, Scale, rule, scale, scales
+from fastdiff.guidance.views import View, Views
+
+__all__ = [
+    "APG",
+    "CFG",
+    "UNGUIDED",
+    "Autoguidance",
+    "CFGZero",
+    "ClassifierGuidance",
+    "Condition",
+    "Model",
+    "Scale",
+    "View",
+    "Views",
+    "both_branches",
+    "conditions",
+    "first",
+    "rule",
+    "scale",
+    "scales",
+    "views",
+]
