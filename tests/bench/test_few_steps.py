@@ -60,20 +60,21 @@ def test_a_run_resumes_and_renders(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(few_steps, "compared", lambda: ["ddim", "heun"])
     monkeypatch.setattr(few_steps, "EVALUATIONS", (1, 2))
     monkeypatch.setattr(few_steps, "EXACT_STEPS", 3)
-    results = few_steps.run(tmp_path, SAMPLES, ("trailing",))
+    monkeypatch.setattr(few_steps, "SPACINGS", {name: {"exponential": {}} for name in SAMPLES})
+    results = few_steps.run(tmp_path, SAMPLES)
     assert len(results["cells"]) == 2 * 2 * 2
     path = tmp_path / few_steps_report.JSON
     kept = json.loads(path.read_text())
     lost = kept["cells"].pop(3)
     kept["cells"][0]["seconds"] = -1.0  # to be known again
     path.write_text(json.dumps(kept))
-    resumed = few_steps.run(tmp_path, SAMPLES, ("trailing",), resume=True)
+    resumed = few_steps.run(tmp_path, SAMPLES, resume=True)
     assert resumed["cells"][0]["seconds"] == -1.0
     again = next(cell for cell in resumed["cells"] if all(cell[key] == lost[key] for key in few_steps_report.KEYS))
     assert {**again, "seconds": 0} == {**lost, "seconds": 0}
     with pytest.raises(InputError, match="cannot resume"):
-        few_steps.run(tmp_path, {**SAMPLES, "mixture": 51}, ("trailing",), resume=True)
+        few_steps.run(tmp_path, {**SAMPLES, "mixture": 51}, resume=True)
     for written in few_steps_report.render(resumed, tmp_path):
         assert written.stat().st_size
     text = (tmp_path / few_steps_report.MARKDOWN).read_text()
-    assert text.count("| heun | trailing |") == sum(map(len, few_steps_report.MEASURES.values()))
+    assert text.count("| heun | exponential |") == sum(map(len, few_steps_report.MEASURES.values()))
