@@ -105,7 +105,7 @@ class Mixture:
             means.tolist(), [0.05, 0.1, 0.15, 0.2] * 2 + [0.1], [1.0, 2.0, 3.0, 4.0] * 2 + [4.0]
         )
         self.network = self.mixture.network(self.schedule)
-        self.exact = self.mixture.sample(samples, seed=SEED + 1)
+        self.exact = wasserstein.quantiles(self.mixture.sample(samples, seed=SEED + 1))
 
     def plan(self, sampler: str, **options: Any) -> Plan:
         return fd.samplers.make(sampler, self.schedule, **{"clip": None, **options})
@@ -114,7 +114,7 @@ class Mixture:
         return fd.sample(self.network, plan, (self.samples, 2), seed=SEED)
 
     def score(self, x: Tensor) -> Scores:
-        return {"sliced Wasserstein": wasserstein.sliced(x, self.exact)}
+        return {"sliced Wasserstein": wasserstein.between(wasserstein.quantiles(x), self.exact)}
 
     def floor(self) -> Scores:
         return self.score(self.mixture.sample(self.samples, seed=SEED + 2))

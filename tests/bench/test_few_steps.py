@@ -19,7 +19,7 @@ SAMPLES = {"digits": 20, "mixture": 50}
 def test_sliced_distance_of_shifted_samples() -> None:
     """A shift by d moves every projection by d u: on a line that is |d|, in the plane |d| / sqrt(2) on average."""
     x = fd.noise.normal((500, 2), seed=1)
-    assert wasserstein.sliced(x[:, :1], x[:, :1] + 3, projections=4) == pytest.approx(3, rel=1e-6)  # float32 samples
+    assert wasserstein.sliced(x[:, :1], x[:, :1] + 3, projections=4) == pytest.approx(3, rel=1e-6)  # float32
     # Directions are drawn: the mean of 4096 values of cos^2, whose deviation is 0.35.
     found = wasserstein.sliced(x, x + torch.tensor([3.0, 4.0]), projections=4096)
     assert found == pytest.approx(5 / math.sqrt(2), rel=5 * 0.35 / 64)
