@@ -20,9 +20,9 @@ def main(out: str) -> None:
     lines = {
         "the data": data,
         "what is known": data * known["mask"] - (1 - known["mask"]),
-        "DDPM": drawn(digits.plan("ddpm", steps=50), **known),
+        "DDPM": drawn(digits.plan("ddpm", steps=30), **known),
         "RePaint": drawn(digits.plan("repaint", steps=20, jump_length=5, jump_samples=4), **known),
-        "from noised data": drawn(digits.plan("ddpm", steps=50, start=30), x0_init=data),
+        "from noised data": drawn(digits.plan("ddpm", steps=30, start=18), x0_init=data),
     }
     pictures.save(torch.cat(list(lines.values())), out, columns=10)
     print(f"wrote {out}, from above: {', '.join(lines)}")

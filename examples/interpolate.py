@@ -12,9 +12,9 @@ STEPS = 10
 
 def main(out: str) -> None:
     digits = fd.load("digits")
-    there, back = digits.plan("ddim_inversion", steps=50, clip=None), digits.plan("ddim", steps=50, clip=None)
-    cond = {"y": torch.tensor([2, 0, 4, 1, 8])}
-    data = fd.sample(digits.model, digits.plan("ddim", steps=20), (5, *digits.shape), cond=cond, guidance=2.0)
+    there, back = digits.plan("ddim_inversion", steps=40, clip=None), digits.plan("ddim", steps=40, clip=None)
+    cond = {"y": torch.tensor([2, 0, 4])}
+    data = fd.sample(digits.model, digits.plan("ddim", steps=20), (3, *digits.shape), cond=cond, guidance=2.0)
     codes = fd.sample(digits.model, there, data.shape, x_init=data)  # the noise that DDIM makes them of
     lines = []
     for first, second in zip(codes, codes.roll(-1, 0), strict=True):

@@ -11,14 +11,14 @@ from fastdiff import pictures
 
 def requests() -> Iterator[fd.Request | None]:
     """One digit after another, each a few rows of the batch after the one before and with a guidance of its own."""
-    for number in range(20):
-        yield fd.Request(seed=number, cond={"y": torch.tensor(number % 10)}, guidance=1.0 + number / 10)
+    for number in range(12):
+        yield fd.Request(seed=number, cond={"y": torch.tensor(number % 10)}, guidance=1.0 + number / 6)
         yield from [None] * (number % 4)
 
 
 def main(out: str) -> None:
     digits = fd.load("digits")
-    plan = digits.plan("ddim", steps=20)
+    plan = digits.plan("ddim", steps=10)
     images = []
     for request, image in fd.serve(digits.model, plan, digits.shape, requests(), slots=4, guidance=2.0):
         images.append(image)
@@ -30,7 +30,7 @@ def main(out: str) -> None:
         )
         # The network rounds in another order for another batch; the steps do not.
         assert (image - alone[0]).abs().max() < 1e-3
-    pictures.save(torch.stack(images), out, columns=10)
+    pictures.save(torch.stack(images), out, columns=6)
     print(f"wrote {out}: {len(images)} samples, each the one that is drawn alone")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
@@ -263,10 +264,10 @@ def _options(texts: list[str]) -> dict[str, Any]:
 
 def _value(text: str) -> Any:
     """Return what a text says: a number, a list, true, false or null, or else the text."""
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
+    for read in (int, float, json.loads):
+        with contextlib.suppress(ValueError):
+            return read(text)
+    return text
 
 
 def _positive(name: str, value: int) -> int:

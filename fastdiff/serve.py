@@ -22,6 +22,8 @@ from fastdiff.ops import dispatch
 from fastdiff.plan import Plan
 from fastdiff.sample import place_of
 
+_END = object()
+
 
 @dataclass(frozen=True, eq=False)
 class Request:
@@ -108,9 +110,9 @@ def _run(
     ended = False
     while not ended or (batch is not None and batch.at_work):
         while not ended and (batch is None or len(batch.at_work) < slots):
-            request = next(requests, _END)
+            request: Any = next(requests, _END)
             ended = request is _END
-            if not isinstance(request, Request):
+            if ended or request is None:
                 break
             single = Loop(one, _inputs(model, one, rule, request))
             single.start()
@@ -119,9 +121,6 @@ def _run(
         if batch is not None and batch.at_work:
             batch.advance(model)
             yield from batch.finished()
-
-
-_END = object()
 
 
 def _inputs(model: Model, one: Setup, rule: CFG, request: Request) -> Inputs:

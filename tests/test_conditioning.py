@@ -141,6 +141,43 @@ def test_with_guidance_and_a_start():
     assert not torch.equal(got, DATA)
 
 
+def test_data_come_back_from_their_noise():
+    """Inversion encodes data in the noise that DDIM makes them of, the closer the more steps: of first order."""
+    errors = []
+    for steps in (25, 50, 100):
+        there = fd.samplers.ddim_inversion(SCHEDULE, steps=steps, clip=None)
+        back = fd.samplers.ddim(SCHEDULE, steps=steps, clip=None)
+        code = fd.sample(smooth, there, SHAPE, x_init=DATA, dtype=torch.float64)
+        returned = fd.sample(smooth, back, SHAPE, x_init=code, dtype=torch.float64)
+        errors.append(float((returned - DATA).abs().max()))
+    assert errors[0] < 0.1
+    assert errors[2] < 0.6 * errors[1] < 0.6 * 0.6 * errors[0]
+
+
+def smooth(x, t):
+    """The noise that there is in data of N(0, 1/4)."""
+    alpha, sigma = (torch.from_numpy(s.copy())[t.long()].view(-1, 1, 1, 1) for s in (SCHEDULE.alpha, SCHEDULE.sigma))
+    return sigma * x / (alpha**2 / 4 + sigma**2)
+
+
+def test_resampling_keeps_what_is_known():
+    """RePaint's plan goes up and down; the data stay at the level of each row, and as they are at the end."""
+    steps, states = fd.samplers.repaint(SCHEDULE, steps=6, jump_length=2, jump_samples=2), []
+    z = torch.full(SHAPE, 0.5)
+    got = fd.sample(
+        *(model, steps, SHAPE),
+        known=DATA,
+        mask=MASK,
+        noise=lambda *_: z,
+        callback=lambda row, x, x0: states.append(x[..., :2].clone()),
+    )
+    assert (steps.sigma[1:] > steps.sigma[:-1]).any()
+    for state, alpha, sigma in zip(states, steps.alpha[1:], steps.sigma[1:], strict=True):
+        # Two roundings of float32.
+        torch.testing.assert_close(state, (alpha * DATA + sigma * z)[..., :2], rtol=1e-6, atol=1e-6)
+    assert torch.equal(got[..., :2], DATA[..., :2])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

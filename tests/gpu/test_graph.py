@@ -127,6 +127,73 @@ def test_corrections(recorder, backend):
     assert recorder.captures == 1
 
 
+RULES = [
+    fd.guidance.CFG(2.0, interval=(0.1, 1.0)),
+    fd.guidance.APG(2.0, norm=1.0, momentum=-0.5),
+    fd.guidance.CFGZero(2.0),
+]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rules_of_guidance(recorder, backend, rule, dtype):
+    """Rows of one branch, sums over a sample and the running mean are inside the graph."""
+    network = Network().cuda()
+    for seed in (1, 2):
+        guided = {"cond": labels(1, 2, 3), "uncond": labels(0, 0, 0), "guidance": rule}
+        both(network, plan(), seed=seed, backend=backend, dtype=dtype, **guided)
+    assert recorder.captures == 1
+
+
+def test_data(recorder, backend):
+    """Data to start from and data to keep are read at each replay."""
+    network, mask = Network().cuda(), torch.tensor([0.0, 1.0] * 8)
+    for value in (0.5, -0.5):
+        data = torch.full(SHAPE, value)
+        both(network, plan(), backend=backend, device="cuda", x0_init=data, known=-data, mask=mask)
+    assert recorder.captures == 1
+
+
+def log_probability(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+    return -(t / 100 * (x - y.view(-1, 1, 1, 1) / 10).square().sum(dim=(1, 2, 3)))
+
+
+def mirrored(network: nn.Module) -> nn.Module:
+    views = fd.guidance.views
+    return fd.guidance.Views(network, [views.identity, views.flip(-1), views.permutation(range(255, -1, -1))])
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda network: fd.guidance.Autoguidance(network, Network().cuda()),
+        lambda network: fd.guidance.ClassifierGuidance(network, log_probability, SCHEDULE),
+        mirrored,
+    ],
+    ids=["autoguidance", "classifier", "views"],
+)
+def test_models_around_models(recorder, wrap):
+    """A second network, a gradient, and permutations are captured as they are launched."""
+    model = wrap(Network().cuda())
+    cond, uncond = ({"y": torch.tensor(values, device="cuda")} for values in ((1, 2, 3), (0, 0, 0)))
+    if isinstance(model, fd.guidance.Views):
+        cond, uncond = ({"y": value["y"][:, None].expand(3, 3)} for value in (cond, uncond))
+    for seed in (1, 2):
+        both(model, plan(), seed=seed, cond=cond, uncond=uncond, guidance=2.0)
+    assert recorder.captures == 1
+
+
+def test_serving(backend):
+    """A batch that refills itself draws the samples that are drawn alone."""
+    network = Network().cuda()
+    given = [fd.Request(seed=seed, cond={"y": torch.tensor(seed, device="cuda")}) for seed in range(5)]
+    arriving = [given[0], None, *given[1:]]
+    for request, image in fd.serve(network, plan(), SHAPE[1:], arriving, slots=2, backend=backend):
+        cond = {"y": request.cond["y"][None]}
+        alone = fd.sample(network, plan(), (1, *SHAPE[1:]), seed=request.seed, cond=cond, backend=backend)
+        assert torch.equal(image, alone[0])
+
+
 def test_fast_normals(recorder, backend):
     """The same fast noise from the graph and from the loop; plain torch has none."""
     network = Network().cuda()

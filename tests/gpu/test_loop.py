@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import fastdiff as fd
+from fastdiff.guidance import APG, CFGZero
 from fastdiff.loop import Inputs, Loop, Setup
 from fastdiff.ops import dispatch
 
@@ -52,7 +53,7 @@ each_plan = pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
 
 
 def prepared(
-    backend: str, plan: fd.Plan, dtype: torch.dtype, branches: int, **corrections: float
+    backend: str, plan: fd.Plan, dtype: torch.dtype, branches: int, **corrections: Any
 ) -> tuple[Loop, Callable[..., Tensor]]:
     """A loop before its start, and a model that launches nothing and allocates nothing."""
     place = torch.device("cuda", torch.cuda.current_device())
@@ -60,7 +61,7 @@ def prepared(
     w = torch.full((ROWS, SHAPE[0]), 2.0, device=place) if branches == 2 else None
     channels = SHAPE[1] * (2 if plan.learns_variance else 1)
     out = torch.randn(branches * SHAPE[0], channels, *SHAPE[2:], device=place).to(dtype)
-    return Loop(setup, Inputs(fd.noise.key(1, None, SHAPE[0], place), w, {})), lambda x, t: out
+    return Loop(setup, Inputs(fd.noise.key(1, None, SHAPE[0], place), w, {})), lambda x, t: out[: len(x)]
 
 
 def run(loop: Loop, model: Callable[..., Tensor]) -> None:
@@ -94,7 +95,15 @@ def test_waits_for_nothing_and_takes_no_memory(backend, plan, dtype, branches):
 
 
 @pytest.mark.parametrize(
-    "corrections", [{"guidance_rescale": 0.7}, {"dynamic_threshold": 0.9}], ids=["rescale", "threshold"]
+    "corrections",
+    [
+        {"guidance_rescale": 0.7},
+        {"dynamic_threshold": 0.9},
+        {"rule": APG(1.0, norm=1.0, momentum=-0.5)},
+        {"rule": CFGZero(1.0)},
+        {"alone": frozenset({0, 3})},
+    ],
+    ids=["rescale", "threshold", "APG", "CFG-Zero*", "interval"],
 )
 def test_corrections_wait_for_nothing(backend, corrections):
     """They take memory for a few numbers of each sample, and give it back."""

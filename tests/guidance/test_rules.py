@@ -112,6 +112,21 @@ def test_an_interval_spares_the_unconditional_branch(interval):
     assert torch.equal(drawn(CFG(torch.tensor([0.5, 1.0, 2.0, 3.0]), interval))[3], got[3])
 
 
+def same(x, t, y):
+    """A network that returns its input: what the step overwrites with the next one."""
+    return x
+
+
+@each_backend
+def test_a_network_may_return_its_input(backend):
+    """Also where rows of one branch and of both take turns."""
+    w = [2.0, 1.0, 1.0, 2.0]
+    steps = plan(steps=4)
+    rule = CFG(lambda level: w[int(np.abs(levels(steps) - level).argmin())])
+    copied = drawn(rule, steps, lambda x, t, y: x.clone(), backend="eager")
+    assert torch.equal(drawn(rule, steps, same, backend=backend), copied)
+
+
 def test_rows_whose_scale_is_one_are_spared():
     """A number 1 from a function is known on the host; a tensor is not read."""
     seen = []
