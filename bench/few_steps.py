@@ -34,7 +34,7 @@ from fastdiff.files import write_text
 from fastdiff.plan import Plan
 
 EVALUATIONS = (5, 8, 10, 15, 20, 50)
-SAMPLES = {"mixture": 50_000, "digits": 500}
+SAMPLES = {"mixture": 50_000, "digits": 300}
 # By sigma / alpha the cosine schedule of the digits goes up to 2e4, where there is nothing to see.
 SPACINGS: dict[str, dict[str, dict[str, Any]]] = {
     "mixture": {"trailing": {}, "karras": {}, "exponential": {}},
