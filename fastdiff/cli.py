@@ -62,7 +62,7 @@ def sample(
         str, typer.Option(help="Checkpoint folder, run folder, or the name of a shipped one.")
     ] = "digits",
     out: Annotated[Path, typer.Option(help="PNG to write.")] = Path("samples.png"),
-    sampler: Annotated[str, typer.Option(help=f"{', '.join(samplers.SAMPLERS)}.")] = SAMPLER,
+    sampler: Annotated[str, typer.Option(help=f"{', '.join(sorted(samplers.SAMPLERS))}.")] = SAMPLER,
     steps: Annotated[int, typer.Option(help="Steps; one network evaluation each, two for heun and its like.")] = STEPS,
     eta: Annotated[str | None, typer.Option(help="DDIM's eta: 0 deterministic, 1 ancestral, or sigma-hat.")] = None,
     spacing: Annotated[
@@ -112,7 +112,7 @@ def sample(
     seconds = time.perf_counter() - started
 
     pictures.save(x, picture, columns=per_class if classes else max(1, round(number**0.5)))
-    drawn_with = f"{plan.name}, guidance {guidance:g}" if classes else plan.name
+    drawn_with = f"{plan.name}, {plan.nfe} evaluations" + (f", guidance {guidance:g}" if classes else "")
     typer.echo(f"wrote    {picture.resolve()}")
     typer.echo(f"sampler  {drawn_with}")
     typer.echo(f"speed    {number / seconds:.1f} images/s ({number} in {seconds:.2f} s)")

@@ -7,6 +7,7 @@ import torch
 from typing_extensions import Unpack
 
 import fastdiff as fd
+from fastdiff.samplers import registry
 from fastdiff.samplers.rows import Options, Rows
 
 ROOT = Path(__file__).parents[1]
@@ -16,9 +17,17 @@ def code_blocks(document: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(), flags=re.DOTALL)
 
 
-def test_the_sampler_of_contributing():
+def test_the_sampler_of_contributing(monkeypatch):
     """The example of CONTRIBUTING.md is the loop of Permenter & Yuan 2024, section 5."""
-    names = {"Plan": fd.Plan, "Schedule": fd.Schedule, "Rows": Rows, "Options": Options, "Unpack": Unpack}
+    monkeypatch.setattr(registry, "SAMPLERS", {})  # the name is taken
+    names = {
+        "sampler": registry.sampler,
+        "Plan": fd.Plan,
+        "Schedule": fd.Schedule,
+        "Rows": Rows,
+        "Options": Options,
+        "Unpack": Unpack,
+    }
     (example,) = code_blocks("CONTRIBUTING.md")
     exec(example, names)
 

@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-from typing import Any
-
-from fastdiff.errors import lookup
-from fastdiff.plan import Plan
 from fastdiff.samplers import sigmas, spacing
 from fastdiff.samplers.adams import deis, ipndm, plms, pndm
 from fastdiff.samplers.consistency import consistency, lcm, tcd
@@ -32,13 +26,12 @@ from fastdiff.samplers.inversion import ddim_inversion
 from fastdiff.samplers.langevin import annealed_langevin, langevin, predictor_corrector
 from fastdiff.samplers.lms import lms
 from fastdiff.samplers.progressive_vae import epsilon_decoder
+from fastdiff.samplers.registry import SAMPLERS, make, named, sampler
 from fastdiff.samplers.resampling import repaint, restart
-from fastdiff.samplers.rows import Options
 from fastdiff.samplers.sa import sa_solver
 from fastdiff.samplers.second_order import heun, kdpm2, kdpm2_ancestral
 from fastdiff.samplers.sigma_space import gradient_estimation, sigma_space
 from fastdiff.samplers.unipc import unipc
-from fastdiff.schedules import Schedule
 
 __all__ = [
     "SAMPLERS",
@@ -73,66 +66,17 @@ __all__ = [
     "lcm",
     "lms",
     "make",
+    "named",
     "plms",
     "pndm",
     "predictor_corrector",
     "repaint",
     "restart",
     "sa_solver",
+    "sampler",
     "sigma_space",
     "sigmas",
     "spacing",
     "tcd",
     "unipc",
 ]
-
-# Every sampler by its name; the proofs in tests/samplers run for each that stands here.
-SAMPLERS: dict[str, Callable[..., Plan]] = {
-    "annealed_langevin": annealed_langevin,
-    "consistency": consistency,
-    "ddim": ddim,
-    "ddim_inversion": ddim_inversion,
-    "ddpm": ddpm,
-    "deis": deis,
-    "dpm_solver": dpm_solver,
-    "dpm_solver_single": dpm_solver_single,
-    "dpmpp_2m": dpmpp_2m,
-    "dpmpp_2m_sde": dpmpp_2m_sde,
-    "dpmpp_2s": dpmpp_2s,
-    "dpmpp_2s_ancestral": dpmpp_2s_ancestral,
-    "dpmpp_3m": dpmpp_3m,
-    "dpmpp_3m_sde": dpmpp_3m_sde,
-    "dpmpp_3s": dpmpp_3s,
-    "dpmpp_sde": dpmpp_sde,
-    "epsilon_decoder": epsilon_decoder,
-    "euler": euler,
-    "euler_ancestral": euler_ancestral,
-    "flow_heun": flow_heun,
-    "gradient_estimation": gradient_estimation,
-    "heun": heun,
-    "ipndm": ipndm,
-    "kdpm2": kdpm2,
-    "kdpm2_ancestral": kdpm2_ancestral,
-    "langevin": langevin,
-    "lcm": lcm,
-    "lms": lms,
-    "plms": plms,
-    "pndm": pndm,
-    "predictor_corrector": predictor_corrector,
-    "repaint": repaint,
-    "restart": restart,
-    "sa_solver": sa_solver,
-    "sigma_space": sigma_space,
-    "tcd": tcd,
-    "unipc": unipc,
-}
-
-
-def make(name: str, schedule: Schedule, **options: Any) -> Plan:
-    """Build a plan by the sampler's name. Raises InputError for an unknown name or an option it does not take."""
-    sampler = lookup("sampler", name, SAMPLERS)
-    known = dict.fromkeys([*inspect.signature(sampler).parameters, *Options.__annotations__])
-    del known["schedule"], known["options"]
-    for option in options:
-        lookup(f"option of {name}", option, known)
-    return sampler(schedule, **options)

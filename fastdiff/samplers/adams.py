@@ -12,6 +12,7 @@ from typing_extensions import Unpack
 from fastdiff.errors import InputError, lookup
 from fastdiff.plan import HISTORY_SLOTS, Plan
 from fastdiff.samplers.levels import Level
+from fastdiff.samplers.registry import sampler
 from fastdiff.samplers.rows import Options, Rows
 from fastdiff.schedules import Array, Schedule
 
@@ -28,6 +29,7 @@ _BASES: dict[str, Callable[[Schedule, Array], Array]] = {
 _WARM_UPS = {"runge_kutta": "four evaluations a step", "heun": "two in the first step", "euler": "rising order"}
 
 
+@sampler
 def deis(
     schedule: Schedule,
     steps: int | None = 20,
@@ -70,9 +72,10 @@ def deis(
         nodes = [level for level in rows.levels[i + 1 - usable : i + 1] if level.alpha]
         weights = _integrals(schedule, basis, nodes[::-1], after) if len(nodes) > 1 else [0.0]
         add_adams(rows, i, order, now, after, weights[1:])
-    return rows.plan(f"deis(steps={count}, order={order}, basis={basis}, warm_up={warm_up})", stores="eps")
+    return rows.plan(stores="eps")
 
 
+@sampler
 def pndm(
     schedule: Schedule,
     steps: int | None = 20,
@@ -111,9 +114,10 @@ def pndm(
         else:
             step = after.ratio - now.ratio
             add_adams(rows, i, order, now, after, [step * weight for weight in _EQUAL_STEPS[min(i, order - 1)]])
-    return rows.plan(f"pndm(steps={len(rows.steps())}, order={order}, warm_up={warm_up})", stores="eps")
+    return rows.plan(stores="eps")
 
 
+@sampler
 def plms(schedule: Schedule, steps: int | None = 20, order: int = 4, **options: Unpack[Options]) -> Plan:
     """PLMS: `pndm` whose first step alone has two evaluations (Rombach et al. 2022's code; diffusers' skip_prk_steps).
 
@@ -122,6 +126,7 @@ def plms(schedule: Schedule, steps: int | None = 20, order: int = 4, **options: 
     return pndm(schedule, steps, order, warm_up="heun", **options)
 
 
+@sampler
 def ipndm(schedule: Schedule, steps: int | None = 20, order: int = 4, **options: Unpack[Options]) -> Plan:
     """iPNDM: `pndm` whose order rises from 1, one evaluation a step (Zhang & Chen 2022, appendix H.2).
 

@@ -11,11 +11,13 @@ from fastdiff.errors import InputError
 from fastdiff.plan import Plan
 from fastdiff.prediction import SIGMA_DATA
 from fastdiff.samplers.levels import Level, at_index, step_variance
+from fastdiff.samplers.registry import sampler
 from fastdiff.samplers.rows import Options, Rows
 from fastdiff.samplers.spacing import distilled
 from fastdiff.schedules import Schedule
 
 
+@sampler
 def consistency(schedule: Schedule, steps: int | None = 2, **options: Unpack[Options]) -> Plan:
     """Multistep consistency sampling (Song et al. 2023, Algorithm 1): each row jumps to x0 and noises it again.
 
@@ -36,9 +38,10 @@ def consistency(schedule: Schedule, steps: int | None = 2, **options: Unpack[Opt
     end = rows.levels[-1].ratio
     for now, after in rows.steps():
         rows.add(now, c0=after.alpha, cz=math.sqrt(max(after.sigma**2 - (after.alpha * end) ** 2, 0.0)))
-    return rows.plan(f"consistency(steps={len(rows.steps())})")
+    return rows.plan()
 
 
+@sampler
 def lcm(
     schedule: Schedule,
     steps: int = 4,
@@ -67,9 +70,10 @@ def lcm(
     for now, after in rows.steps():
         skip, out = (0.0, 1.0) if timestep_scaling is None else _boundary(timestep_scaling * now.time)
         rows.add(now, cx=after.alpha * skip, c0=after.alpha * out, cz=after.sigma)
-    return rows.plan(f"lcm(steps={len(rows.steps())})")
+    return rows.plan()
 
 
+@sampler
 def tcd(
     schedule: Schedule,
     steps: int = 4,
@@ -97,7 +101,7 @@ def tcd(
         s = _aim(schedule, after, gamma)
         share = after.alpha / s.alpha
         rows.add(now, c0=after.alpha, ce=share * s.sigma, cz=math.sqrt(step_variance(after, s)))
-    return rows.plan(f"tcd(steps={len(rows.steps())}, gamma={gamma})")
+    return rows.plan()
 
 
 def _distilled_rows(schedule: Schedule, steps: int, original_steps: int, options: Options) -> Rows:

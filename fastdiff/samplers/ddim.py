@@ -11,12 +11,14 @@ from typing_extensions import Unpack
 from fastdiff.errors import InputError
 from fastdiff.plan import Plan
 from fastdiff.samplers.levels import Level, posterior_variance, step_variance
+from fastdiff.samplers.registry import sampler
 from fastdiff.samplers.rows import Common, Rows
 from fastdiff.schedules import Schedule
 
 SIGMA_HAT = "sigma-hat"
 
 
+@sampler
 def ddim(
     schedule: Schedule,
     steps: int | None = 50,
@@ -59,7 +61,7 @@ def ddim(
             ce=math.sqrt(max(after.sigma**2 - direction, 0.0)),
             cz=math.sqrt(noise),
         )
-    return rows.plan(f"ddim(steps={len(rows.steps())}, eta={eta})")
+    return rows.plan()
 
 
 def _variances(now: Level, after: Level, eta: float | str) -> tuple[float, float]:

@@ -10,6 +10,7 @@ from typing_extensions import Unpack
 from fastdiff.errors import lookup
 from fastdiff.plan import Plan
 from fastdiff.samplers.levels import Level, posterior_variance, step_variance
+from fastdiff.samplers.registry import sampler
 from fastdiff.samplers.rows import Common, Rows
 from fastdiff.schedules import Schedule
 
@@ -36,6 +37,7 @@ _VARIANCES: dict[str, Callable[[Level, Level], dict[str, float]]] = {
 }
 
 
+@sampler
 def ddpm(
     schedule: Schedule,
     steps: int | None = None,
@@ -75,4 +77,4 @@ def ddpm(
             c0=after.alpha * step_variance(now, after) / now.sigma**2,
             **(noise(now, after) if after.sigma else {}),
         )
-    return rows.plan(f"ddpm(steps={len(rows.steps())}, variance={variance})")
+    return rows.plan()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 
 from typing_extensions import Unpack
 
 from fastdiff.errors import InputError, lookup
 from fastdiff.plan import Plan
 from fastdiff.samplers.exponential import Integral, add_multistep, add_rows, falling, rows_of, solver_mean
+from fastdiff.samplers.registry import named, variant
 from fastdiff.samplers.rows import Options
 from fastdiff.schedules import Schedule
 
@@ -17,6 +17,7 @@ ORDERS = (1, 2, 3)
 _THIRD = {"exact": True, "peers": False}
 
 
+@named
 def dpmpp(
     schedule: Schedule,
     steps: int | None = 20,
@@ -64,9 +65,10 @@ def dpmpp(
     again = [2 if exact and order == 3 and i == 0 else 0 for i in range(len(orders))]
     etas, curvature = [eta] * len(orders), 1.0 if exact else 0.5
     add_multistep(rows, orders, again, predicts, etas, solver_mean(solver), curvature)
-    return rows.plan(f"dpmpp(steps={len(orders)}, order={order}, predicts={predicts}, eta={eta})", stores=predicts)
+    return rows.plan(stores=predicts)
 
 
+@named
 def dpmpp_single(
     schedule: Schedule,
     steps: int | None = 20,
@@ -108,14 +110,31 @@ def dpmpp_single(
         mean = solver_mean(solver if stage == 1 else "heun")
         predictors.append(Integral(i - stage, i + 1, nodes, predicts, mean=mean))
     add_rows(rows, predictors)
-    return rows.plan(f"dpmpp_single(steps={count}, order={order}, predicts={predicts})", stores=predicts)
+    return rows.plan(stores=predicts)
 
 
-dpmpp_2m = partial(dpmpp, order=2)
-dpmpp_3m = partial(dpmpp, order=3)
-dpmpp_2m_sde = partial(dpmpp, order=2, eta=1.0)
-dpmpp_3m_sde = partial(dpmpp, order=3, eta=1.0, solver="heun")
-dpmpp_2s = partial(dpmpp_single, order=2)
-dpmpp_3s = partial(dpmpp_single, order=3)
-dpm_solver = partial(dpmpp, predicts="eps")
-dpm_solver_single = partial(dpmpp_single, predicts="eps")
+dpmpp_2m = variant(dpmpp, "dpmpp_2m", "DPM-Solver++ 2M (Lu et al. 2022b, Algorithm 2): `dpmpp` of order 2.", order=2)
+dpmpp_3m = variant(dpmpp, "dpmpp_3m", "DPM-Solver++ 3M (Lu et al. 2022b, appendix B): `dpmpp` of order 3.", order=3)
+dpmpp_2m_sde = variant(
+    *(dpmpp, "dpmpp_2m_sde", "SDE-DPM-Solver++ 2M (Lu et al. 2022b, section 4.3): `dpmpp` of order 2 with eta = 1."),
+    {"eta": 1.0},
+    order=2,
+)
+dpmpp_3m_sde = variant(
+    *(dpmpp, "dpmpp_3m_sde", "3M SDE of k-diffusion: `dpmpp` of order 3 with eta = 1 and that code's third order."),
+    {"eta": 1.0, "solver": "heun", "third": "peers"},
+    order=3,
+)
+dpmpp_2s = variant(
+    *(dpmpp_single, "dpmpp_2s", "DPM-Solver++ 2S (Lu et al. 2022b, Algorithm 1): `dpmpp_single` of order 2."),
+    order=2,
+)
+dpmpp_3s = variant(
+    *(dpmpp_single, "dpmpp_3s", "DPM-Solver-3 (Lu et al. 2022a, Algorithm 2) in x0: `dpmpp_single` of order 3."),
+    order=3,
+)
+dpm_solver = variant(dpmpp, "dpm_solver", "DPM-Solver, multistep (Lu et al. 2022a): `dpmpp` in eps.", predicts="eps")
+dpm_solver_single = variant(
+    *(dpmpp_single, "dpm_solver_single", "DPM-Solver (Lu et al. 2022a, Algorithms 1 and 2): `dpmpp_single` in eps."),
+    predicts="eps",
+)

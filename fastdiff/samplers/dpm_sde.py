@@ -8,11 +8,13 @@ from typing_extensions import Unpack
 
 from fastdiff.errors import InputError
 from fastdiff.plan import Plan
+from fastdiff.samplers.registry import sampler
 from fastdiff.samplers.rows import Options, Rows
 from fastdiff.samplers.stages import Step, ancestral, straight
 from fastdiff.schedules import Schedule
 
 
+@sampler
 def dpmpp_sde(
     schedule: Schedule,
     steps: int | None = 20,
@@ -50,9 +52,10 @@ def dpmpp_sde(
         shared = (now.ratio - middle.ratio) / (now.ratio - after.ratio)
         stages = ancestral(rows, Step(now, middle, middle), eta), ancestral(rows, step, eta)
         _add_stages(rows, *stages, 1 / (2 * r), shared)
-    return rows.plan(f"dpmpp_sde(steps={len(rows.steps())}, eta={eta})")
+    return rows.plan()
 
 
+@sampler
 def dpmpp_2s_ancestral(
     schedule: Schedule, steps: int | None = 20, eta: float = 1.0, **options: Unpack[Options]
 ) -> Plan:
@@ -79,7 +82,7 @@ def dpmpp_2s_ancestral(
             continue
         middle = rows.between(math.sqrt(now.ratio * down.ratio))
         _add_stages(rows, Step(now, middle, middle), step, weight=1.0)
-    return rows.plan(f"dpmpp_2s_ancestral(steps={len(rows.steps())}, eta={eta})")
+    return rows.plan()
 
 
 def _add_stages(rows: Rows, stage: Step, step: Step, weight: float, shared: float = 0.0) -> None:

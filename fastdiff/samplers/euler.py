@@ -7,11 +7,13 @@ import math
 from typing_extensions import Unpack
 
 from fastdiff.plan import Plan
+from fastdiff.samplers.registry import sampler
 from fastdiff.samplers.rows import Options, Rows
 from fastdiff.samplers.stages import add_euler, ancestral, churned, start_scale, straight
 from fastdiff.schedules import Schedule
 
 
+@sampler
 def euler(
     schedule: Schedule,
     steps: int | None = 20,
@@ -39,9 +41,10 @@ def euler(
     churning = churned(rows, churn, churn_min, churn_max, churn_noise)
     for step in churning:
         add_euler(rows, step)
-    return rows.plan(f"euler(steps={len(churning)}, churn={churn})", init_scale=start_scale(rows, churning[0]))
+    return rows.plan(init_scale=start_scale(rows, churning[0]))
 
 
+@sampler
 def euler_ancestral(schedule: Schedule, steps: int | None = 20, eta: float = 1.0, **options: Unpack[Options]) -> Plan:
     """Euler's method down to less than the next level, and noise up to it (k-diffusion's Euler ancestral).
 
@@ -60,4 +63,4 @@ def euler_ancestral(schedule: Schedule, steps: int | None = 20, eta: float = 1.0
     rows = Rows(schedule, steps, **options)
     for step in straight(rows.levels):
         add_euler(rows, ancestral(rows, step, eta))
-    return rows.plan(f"euler_ancestral(steps={len(rows.steps())}, eta={eta})")
+    return rows.plan()

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing_extensions import Unpack
 
 from fastdiff.plan import Plan
+from fastdiff.samplers.registry import sampler
 from fastdiff.samplers.rows import Options, Rows
 from fastdiff.schedules import Schedule
 
 
+@sampler
 def flow_heun(schedule: Schedule, steps: int | None = 20, **options: Unpack[Options]) -> Plan:
     """Heun's method on `dx = x0 d alpha + eps d sigma`, in the schedule's own coordinates.
 
@@ -33,4 +35,4 @@ def flow_heun(schedule: Schedule, steps: int | None = 20, **options: Unpack[Opti
         alpha, sigma = (after.alpha - now.alpha) / 2, (after.sigma - now.sigma) / 2
         rows.add(now, c0=after.alpha, ce=after.sigma, dx=1.0, dy=0.0, d0=alpha, de=sigma)
         rows.add(after, cy=1.0, c0=alpha, ce=sigma)
-    return rows.plan(f"flow_heun(steps={len(rows.steps())})")
+    return rows.plan()

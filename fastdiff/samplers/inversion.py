@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing_extensions import Unpack
 
 from fastdiff.plan import Plan
+from fastdiff.samplers.registry import sampler
 from fastdiff.samplers.rows import Options, Rows
 from fastdiff.schedules import Schedule
 
 
+@sampler
 def ddim_inversion(schedule: Schedule, steps: int | None = 50, **options: Unpack[Options]) -> Plan:
     """DDIM from data to noise: `x' / alpha' = x / alpha + (s' - s) eps`, s = sigma / alpha (Song et al. 2020, 4.3).
 
@@ -36,4 +38,4 @@ def ddim_inversion(schedule: Schedule, steps: int | None = 50, **options: Unpack
     rows.levels.reverse()
     for now, after in rows.steps():
         rows.add(now, after, cx=after.alpha / now.alpha, ce=after.sigma - after.alpha * now.ratio)
-    return rows.plan(f"ddim_inversion(steps={len(rows.steps())})", init_scale=0.0)
+    return rows.plan(init_scale=0.0)

@@ -9,11 +9,13 @@ from typing_extensions import Unpack
 from fastdiff.errors import InputError, lookup
 from fastdiff.plan import Plan
 from fastdiff.samplers.levels import Level, step_variance
+from fastdiff.samplers.registry import sampler
 from fastdiff.samplers.rows import Options, Rows
 from fastdiff.samplers.stages import Step, add_euler, ancestral
 from fastdiff.schedules import Schedule
 
 
+@sampler
 def langevin(
     schedule: Schedule,
     steps: int = 100,
@@ -45,9 +47,10 @@ def langevin(
         options["sigmas"] = [sigma]
     rows = Rows(schedule, 1, **options)
     _anneal(rows, steps, step_size, denoise)
-    return rows.plan(f"langevin(steps={steps}, sigma={rows.levels[0].ratio:g}, step_size={step_size})")
+    return rows.plan()
 
 
+@sampler
 def annealed_langevin(
     schedule: Schedule,
     steps: int | None = 10,
@@ -78,11 +81,11 @@ def annealed_langevin(
     options.setdefault("spacing", "exponential")
     rows = Rows(schedule, steps, **options)
     rows.need_signal("annealed_langevin")
-    levels = len(rows.steps())
     _anneal(rows, per_level, step_size, denoise)
-    return rows.plan(f"annealed_langevin(steps={levels}, per_level={per_level}, step_size={step_size})")
+    return rows.plan()
 
 
+@sampler
 def predictor_corrector(
     schedule: Schedule,
     steps: int | None = 20,
@@ -122,8 +125,7 @@ def predictor_corrector(
         for _ in range(corrector_steps):
             _add_langevin(rows, now, 2 * (snr * now.alpha / after.alpha) ** 2)
         add_predictor(rows, now, after)
-    levels = len(rows.steps())
-    return rows.plan(f"predictor_corrector(steps={levels}, corrector_steps={corrector_steps}, snr={snr})")
+    return rows.plan()
 
 
 def _add_reverse_diffusion(rows: Rows, now: Level, after: Level) -> None:

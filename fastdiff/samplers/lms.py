@@ -7,6 +7,7 @@ from typing_extensions import Unpack
 
 from fastdiff.plan import Plan
 from fastdiff.samplers.adams import add_adams, check_order, lagrange_integrals
+from fastdiff.samplers.registry import sampler
 from fastdiff.samplers.rows import Options, Rows
 from fastdiff.schedules import Schedule
 
@@ -14,6 +15,7 @@ from fastdiff.schedules import Schedule
 _NODE, _WEIGHT = np.polynomial.legendre.leggauss(2)
 
 
+@sampler
 def lms(schedule: Schedule, steps: int | None = 20, order: int = 4, **options: Unpack[Options]) -> Plan:
     """Linear multistep: eps as a polynomial in sigma / alpha through the last evaluations (k-diffusion's LMS).
 
@@ -39,4 +41,4 @@ def lms(schedule: Schedule, steps: int | None = 20, order: int = 4, **options: U
         half = (after.ratio - now.ratio) / 2
         weights = lagrange_integrals(through, now.ratio + half * (1 + _NODE), half * _WEIGHT) if now.alpha else [0.0]
         add_adams(rows, i, order, now, after, weights[1:])
-    return rows.plan(f"lms(steps={len(rows.steps())}, order={order})", stores="eps")
+    return rows.plan(stores="eps")

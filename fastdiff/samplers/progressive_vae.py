@@ -6,10 +6,12 @@ from typing_extensions import Unpack
 
 from fastdiff.plan import Plan
 from fastdiff.samplers.ddpm import ddpm
+from fastdiff.samplers.registry import sampler
 from fastdiff.samplers.rows import Options
 from fastdiff.schedules import Schedule
 
 
+@sampler
 def epsilon_decoder(
     schedule: Schedule, steps: int | None = None, variance: str = "large", **options: Unpack[Options]
 ) -> Plan:

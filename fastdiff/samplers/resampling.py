@@ -11,6 +11,7 @@ from fastdiff.errors import InputError
 from fastdiff.plan import Plan
 from fastdiff.samplers import sigmas
 from fastdiff.samplers.levels import Level
+from fastdiff.samplers.registry import sampler
 from fastdiff.samplers.rows import Options, Rows
 from fastdiff.samplers.stages import add_euler, add_heun, ancestral, straight
 from fastdiff.schedules import Schedule
@@ -18,6 +19,7 @@ from fastdiff.schedules import Schedule
 Interval = tuple[float, float, int, int]
 
 
+@sampler
 def restart(
     schedule: Schedule,
     steps: int | None = 20,
@@ -47,7 +49,7 @@ def restart(
         detours.setdefault(place, []).extend([way] * restarts)
     for step in straight(rows.levels, detours):
         add_heun(rows, step)
-    return rows.plan(f"restart(steps={len(rows.steps())}, intervals={list(intervals)})")
+    return rows.plan()
 
 
 def _way_down(rows: Rows, high: float, end: Level, steps: int) -> list[Level]:
@@ -61,6 +63,7 @@ def _way_down(rows: Rows, high: float, end: Level, steps: int) -> list[Level]:
     return [rows.between(ratio) for ratio in sigmas.karras(steps + bool(end.sigma), low, high)[:steps].tolist()]
 
 
+@sampler
 def repaint(
     schedule: Schedule,
     steps: int | None = 50,
@@ -98,4 +101,4 @@ def repaint(
     detours = {place: [rows.levels[place - jump_length : place]] * (jump_samples - 1) for place in places}
     for step in straight(rows.levels, detours):
         add_euler(rows, ancestral(rows, step, eta))
-    return rows.plan(f"repaint(steps={len(rows.steps())}, jump_length={jump_length}, jump_samples={jump_samples})")
+    return rows.plan()

@@ -124,11 +124,10 @@ class Rows:
         self._asked.append(asked or at)
         self._columns.append(columns)
 
-    def plan(self, name: str, stores: str = "x0", init_scale: float | None = None) -> Plan:
+    def plan(self, stores: str = "x0", init_scale: float | None = None) -> Plan:
         """Return the plan of the rows.
 
         Args:
-            name: of the sampler, with the arguments that matter.
             stores: what the history keeps, "x0" or "eps".
             init_scale: standard deviation of the start state; None is that of the first level's noise.
 
@@ -148,7 +147,7 @@ class Rows:
             rederived = {"ex": 1 / sigma, "e0": -alpha / sigma}
             columns |= rederived if self._rederive else {"ex": found.ex, "eo": found.eo}
         return Plan.build(
-            *(name, time, columns),
+            *("", time, columns),
             alpha=[level.alpha for level in (*self._at, self.levels[-1])],
             sigma=[level.sigma for level in (*self._at, self.levels[-1])],
             init_scale=self.start_scale(self._at[0]) if init_scale is None else init_scale,

@@ -10,10 +10,12 @@ from typing_extensions import Unpack
 from fastdiff.errors import InputError
 from fastdiff.plan import Plan
 from fastdiff.samplers.exponential import add_multistep, falling, rows_of, solver_mean
+from fastdiff.samplers.registry import sampler
 from fastdiff.samplers.rows import Options
 from fastdiff.schedules import Schedule
 
 
+@sampler
 def sa_solver(
     schedule: Schedule,
     steps: int | None = 20,
@@ -58,4 +60,4 @@ def sa_solver(
     orders = falling(rows, predictor_order, lower_order_final)
     again = falling(rows, corrector_order, lower_order_final, least=2)
     add_multistep(rows, orders, again, eta=[value**2 for value in taus], mean=solver_mean(solver))
-    return rows.plan(f"sa_solver(steps={len(orders)}, orders={predictor_order}, {corrector_order}, tau={tau})")
+    return rows.plan()

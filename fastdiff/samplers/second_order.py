@@ -7,11 +7,13 @@ import math
 from typing_extensions import Unpack
 
 from fastdiff.plan import Plan
+from fastdiff.samplers.registry import sampler
 from fastdiff.samplers.rows import Options, Rows
 from fastdiff.samplers.stages import add_heun, add_midpoint, ancestral, churned, start_scale, straight
 from fastdiff.schedules import Schedule
 
 
+@sampler
 def heun(
     schedule: Schedule,
     steps: int | None = 20,
@@ -39,9 +41,10 @@ def heun(
     churning = churned(rows, churn, churn_min, churn_max, churn_noise)
     for step in churning:
         add_heun(rows, step)
-    return rows.plan(f"heun(steps={len(churning)}, churn={churn})", init_scale=start_scale(rows, churning[0]))
+    return rows.plan(init_scale=start_scale(rows, churning[0]))
 
 
+@sampler
 def kdpm2(
     schedule: Schedule,
     steps: int | None = 20,
@@ -59,9 +62,10 @@ def kdpm2(
     churning = churned(rows, churn, churn_min, churn_max, churn_noise)
     for step in churning:
         add_midpoint(rows, step)
-    return rows.plan(f"kdpm2(steps={len(churning)}, churn={churn})", init_scale=start_scale(rows, churning[0]))
+    return rows.plan(init_scale=start_scale(rows, churning[0]))
 
 
+@sampler
 def kdpm2_ancestral(schedule: Schedule, steps: int | None = 20, eta: float = 1.0, **options: Unpack[Options]) -> Plan:
     """The midpoint method down to less than the next level, and noise up to it (k-diffusion's DPM2 ancestral).
 
@@ -80,4 +84,4 @@ def kdpm2_ancestral(schedule: Schedule, steps: int | None = 20, eta: float = 1.0
     rows = Rows(schedule, steps, **options)
     for step in straight(rows.levels):
         add_midpoint(rows, ancestral(rows, step, eta))
-    return rows.plan(f"kdpm2_ancestral(steps={len(rows.steps())}, eta={eta})")
+    return rows.plan()

@@ -9,11 +9,13 @@ from typing_extensions import Unpack
 from fastdiff.errors import InputError
 from fastdiff.plan import Plan
 from fastdiff.samplers.adams import add_adams
+from fastdiff.samplers.registry import sampler
 from fastdiff.samplers.rows import Options, Rows
 from fastdiff.samplers.stages import add_euler, lowered, straight
 from fastdiff.schedules import Schedule
 
 
+@sampler
 def sigma_space(schedule: Schedule, steps: int | None = 20, mu: float = 0.5, **options: Unpack[Options]) -> Plan:
     """The mu family: `x <- x + (s_down - s) eps + sqrt(s'^2 - s_down^2) z` with `s' = s^mu s_down^(1 - mu)`.
 
@@ -37,9 +39,10 @@ def sigma_space(schedule: Schedule, steps: int | None = 20, mu: float = 0.5, **o
     for step in straight(rows.levels):
         # s_down / s', from s' = s^mu s_down^(1 - mu).
         add_euler(rows, lowered(rows, step, (step.down.ratio / step.now.ratio) ** (mu / (1 - mu))))
-    return rows.plan(f"sigma_space(steps={len(rows.steps())}, mu={mu})")
+    return rows.plan()
 
 
+@sampler
 def gradient_estimation(
     schedule: Schedule, steps: int | None = 20, gamma: float = 2.0, **options: Unpack[Options]
 ) -> Plan:
@@ -63,4 +66,4 @@ def gradient_estimation(
     for i, (now, after) in enumerate(rows.steps()):
         past = [(1 - gamma) * (after.ratio - now.ratio)] if i else []
         add_adams(rows, i, 2, now, after, past)
-    return rows.plan(f"gradient_estimation(steps={len(rows.steps())}, gamma={gamma})", stores="eps")
+    return rows.plan(stores="eps")

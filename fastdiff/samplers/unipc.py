@@ -9,10 +9,12 @@ from typing_extensions import Unpack
 from fastdiff.errors import InputError
 from fastdiff.plan import Plan
 from fastdiff.samplers.exponential import add_multistep, falling, rows_of, solver_mean
+from fastdiff.samplers.registry import sampler
 from fastdiff.samplers.rows import Options
 from fastdiff.schedules import Schedule
 
 
+@sampler
 def unipc(
     schedule: Schedule,
     steps: int | None = 20,
@@ -50,6 +52,4 @@ def unipc(
     orders = falling(rows, order, lower_order_final)
     again = [0 if i in disable_corrector else p + 1 for i, p in enumerate(orders)]
     add_multistep(rows, orders, again, predicts, mean=solver_mean(solver))
-    return rows.plan(
-        f"unipc(steps={len(orders)}, order={order}, solver={solver}, predicts={predicts})", stores=predicts
-    )
+    return rows.plan(stores=predicts)
