@@ -160,7 +160,8 @@ def run(out: Path, samples: Mapping[str, int], *, resume: bool = False) -> few_s
         InputError: resuming would mix two runs.
     """
     path = out / few_steps_report.JSON
-    setup = {"samples": dict(samples), "seed": SEED, "machine": machines.describe(), "torch": torch.__version__}
+    measured = {"samples": dict(samples), "seed": SEED, "exact steps": EXACT_STEPS, "spacings": SPACINGS}
+    setup = {**measured, "machine": machines.describe(), "torch": torch.__version__}
     results: few_steps_report.Results = {"setup": setup, "started": _now(), "floor": {}, "cells": []}
     if resume and path.exists():
         results = few_steps_report.read(path)

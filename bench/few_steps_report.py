@@ -49,25 +49,36 @@ def scores(results: Results, problem: str, measure: str) -> dict[tuple[str, str]
 
 
 def best_spacings(results: Results, problem: str, measure: str) -> dict[str, tuple[str, dict[int, float]]]:
-    """Return each sampler's best spacing by the geometric mean over NFE, and its numbers there."""
-    less = MEASURES[problem][measure]
+    """Return each sampler's best spacing and its numbers there, the best sampler first.
+
+    Best is by the geometric mean over NFE; what lacks a number comes behind all that have one more.
+    """
+    sign = 1 if MEASURES[problem][measure] else -1
     best: dict[str, tuple[str, dict[int, float]]] = {}
+
+    def rank(numbers: Scores) -> tuple[int, float]:
+        return -len(numbers), sign * _mean(numbers)
+
     for (sampler, spacing), numbers in scores(results, problem, measure).items():
-        if sampler not in best or (_mean(numbers) < _mean(best[sampler][1])) == less:
+        if sampler not in best or rank(numbers) < rank(best[sampler][1]):
             best[sampler] = spacing, numbers
-    return dict(sorted(best.items(), key=lambda item: _mean(item[1][1]) * (1 if less else -1)))
+    return dict(sorted(best.items(), key=lambda item: rank(item[1][1])))
 
 
 def replaced(numbers: Scores, baseline: Scores, nfe: int) -> float:
-    """Return how many steps of the baseline reach the number that is reached at `nfe`, interpolated in the logarithms.
+    """Return how many steps of the baseline first reach the number that is reached at `nfe`.
 
-    inf where the baseline does not reach it at all.
+    Interpolated in the logarithms; inf where the baseline does not reach it, 0 where its fewest steps do better.
     """
-    steps = sorted(baseline)
-    # What noise takes back is not an improvement that was reached.
-    reached = np.minimum.accumulate([baseline[n] for n in steps])
+    steps: list[int] = []
+    for n in sorted(baseline):
+        if not steps or baseline[n] < baseline[steps[-1]]:
+            steps.append(n)
+    reached = [baseline[n] for n in steps]
     if numbers[nfe] < reached[-1]:
         return math.inf
+    if numbers[nfe] > reached[0]:
+        return 0.0
     return float(np.exp(np.interp(-math.log(numbers[nfe]), -np.log(reached), np.log(steps))))
 
 
@@ -112,9 +123,10 @@ Written by `python -m fastdiff.bench.few_steps` from `{JSON}`; begun {results["s
 that is best for it by the geometric mean of its row, of those measured (all are in `{JSON}`).
 - **Mixture:** nine Gaussians in the plane with their exact network, on the linear schedule; unclipped.
 - **Digits:** the shipped network without guidance, x0 clipped to 1; distances are to the held-out split.
-- **Distance to the exact solution:** of deterministic samplers, from the same noise, to Heun with many steps.
-- **Replaced:** how many evaluations of DDIM, with its own best spacing, reach the number (interpolated in the \
-logarithms; beyond 50 where DDIM does not reach it).
+- **Distance to the exact solution:** of deterministic samplers, from the same noise, to Heun with \
+{setup["exact steps"]} steps.
+- **In brackets:** how many evaluations of DDIM, with its own best spacing, first reach the number, interpolated in \
+the logarithms.
 - **Machine:** {machine["cpu"]}, {machine["cores"]} cores; torch {setup["torch"]}.
 
 ![Error against network evaluations](few_steps.png)"""
@@ -143,7 +155,9 @@ def _cell(numbers: Scores, best: Mapping[str, tuple[str, dict[int, float]]], nfe
     if baseline is None or numbers is baseline[1]:
         return f"{numbers[nfe]:.4g}"
     steps = replaced(numbers, baseline[1], nfe)
-    return f"{numbers[nfe]:.4g} ({'> 50' if math.isinf(steps) else f'{steps:.0f}'})"
+    least, most = min(baseline[1]), max(baseline[1])
+    shown = f"> {most}" if math.isinf(steps) else f"{steps:.0f}" if steps else f"< {least}"
+    return f"{numbers[nfe]:.4g} ({shown})"
 
 
 def _failures(results: Results) -> str:
@@ -157,4 +171,5 @@ def _title(measure: str) -> str:
 
 
 def _mean(numbers: Scores) -> float:
-    return float(np.exp(np.mean(np.log(list(numbers.values())))))
+    values = np.maximum(list(numbers.values()), np.finfo(float).tiny)  # nobody may agree
+    return float(np.exp(np.mean(np.log(values))))

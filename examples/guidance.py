@@ -12,7 +12,7 @@ RULES = {
     "w = 4": fd.guidance.scale(omega=3.0),  # by its name in Ho & Salimans 2022: w = 1 + omega
     "interval": fd.guidance.CFG(4.0, interval=(0.3, 3.0)),  # of sigma / alpha
     "of the level": lambda level: 1.0 + 3.0 * min(level, 1.0),
-    "APG": fd.guidance.APG(4.0, norm=4.0, momentum=-0.5),
+    "APG": fd.guidance.APG(4.0, norm=4.0, momentum=-0.5),  # on what the network predicts, here v
     "CFG-Zero*": fd.guidance.CFGZero(4.0, zero_rows=0),  # made for flows; here the scale of u alone
 }
 

@@ -21,6 +21,8 @@ def main(out: str) -> None:
     plan = digits.plan("ddim", steps=10)
     images = []
     for request, image in fd.serve(digits.model, plan, digits.shape, requests(), slots=4, guidance=2.0):
+        if isinstance(image, fd.FastdiffError):  # of this request alone: the others go on
+            raise image
         images.append(image)
         alone = fd.sample(
             *(digits.model, plan, (1, *digits.shape)),

@@ -64,7 +64,7 @@ def sample(
     out: Annotated[Path, typer.Option(help="PNG to write.")] = Path("samples.png"),
     sampler: Annotated[str, typer.Option(help=f"{', '.join(sorted(samplers.SAMPLERS))}.")] = SAMPLER,
     steps: Annotated[int, typer.Option(help="Steps; one network evaluation each, two for heun and its like.")] = STEPS,
-    eta: Annotated[str | None, typer.Option(help="DDIM's eta: 0 deterministic, 1 ancestral, or sigma-hat.")] = None,
+    eta: Annotated[str | None, typer.Option(help="Noise, for samplers that have an eta; DDIM's is 0..1.")] = None,
     spacing: Annotated[
         str | None, typer.Option(help=f"Which levels to visit: {', '.join(SPACINGS)}; the sampler's own if not given.")
     ] = None,
@@ -88,7 +88,9 @@ def sample(
     options = {name: value for name, value in named.items() if value is not None} | _options(option or [])
     try:
         plan = loaded.plan(sampler, steps=steps, **options)
-    except TypeError as error:
+    except InputError:
+        raise
+    except (TypeError, ValueError) as error:
         raise InputError(f"an option of {sampler} has a value of the wrong kind: {error}") from None
     if plan_only:
         typer.echo(plan)
@@ -259,7 +261,15 @@ def _device(name: str) -> torch.device:
 def _options(texts: list[str]) -> dict[str, Any]:
     if not all("=" in text for text in texts):
         raise InputError(f"--option must be name=value, got {', '.join(texts)}")
-    return {name.strip().replace("-", "_"): _value(value) for name, _, value in (text.partition("=") for text in texts)}
+    pairs = (text.partition("=") for text in texts)
+    options = {name.strip().replace("-", "_"): _value(value) for name, _, value in pairs}
+    for name in ("steps", "spacing", "eta"):
+        if name in options:
+            raise InputError(f"--option {name}: give it as --{name}")
+    for name in ("name", "schedule"):
+        if name in options:
+            raise InputError(f"--option {name}: no sampler takes it from the command line")
+    return options
 
 
 def _value(text: str) -> Any:

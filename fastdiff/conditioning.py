@@ -26,19 +26,27 @@ class Images(NamedTuple):
     mask: Tensor | None = None
 
 
+def consistent(images: Images) -> Images:
+    """Return images. Raises InputError if one is no tensor, known or mask is missing, or there are two starts."""
+    for name, image in images._asdict().items():
+        if image is not None and not isinstance(image, Tensor):
+            raise InputError(f"{name} must be a tensor, got {type(image).__name__}")
+    if images.x_init is not None and images.x0_init is not None:
+        raise InputError("x_init and x0_init both say where to start: give one of them")
+    if (images.known is None) != (images.mask is None):
+        raise InputError("inpainting needs both known and mask")
+    return images
+
+
 def checked(images: Images, plan: Plan, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Images:
     """Return images as a loop reads them: x_init as it is, the others dense, of `shape`, and where the state is.
 
     Raises:
-        InputError: a shape does not fit, known or mask is missing, there are two starts, a mask is not in 0..1, or a
-            plan without levels cannot say how noisy the data should be.
+        InputError: a shape does not fit, a mask is not in 0..1, or a plan without levels cannot say how noisy the data
+            should be.
         NonFiniteError: an image holds NaN or infinity.
     """
     x_init, *others = images
-    if x_init is not None and images.x0_init is not None:
-        raise InputError("x_init and x0_init both say where to start: give one of them")
-    if (images.known is None) != (images.mask is None):
-        raise InputError("inpainting needs both known and mask")
     if x_init is not None and tuple(x_init.shape) != shape:
         raise InputError(f"x_init must have the shape of the samples, {shape}, got {tuple(x_init.shape)}")
     if not plan.sigma.size and any(image is not None for image in others):

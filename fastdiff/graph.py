@@ -207,7 +207,7 @@ class _Captured:
 
     def run(self, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
         with self.recording.turn(self.loop.memory()):
-            _copy(inputs, self.loop.inputs)
+            self.loop.inputs.fill(inputs)
             self.recording.replay()
             # The next replay writes into the same memory.
             first_bad = self.loop.first_bad
@@ -262,7 +262,7 @@ def _loops_of(owner: object) -> OrderedDict[Hashable, _Captured]:
 
 def _capture_loop(model: Model, setup: Setup, inputs: Inputs) -> _Captured:
     loop = Loop(setup, inputs.buffers(setup))
-    _copy(inputs, loop.inputs)
+    loop.inputs.fill(inputs)
 
     def warm_up() -> None:
         loop.start()
@@ -286,11 +286,6 @@ def _autocast(device: torch.device) -> AbstractContextManager[None]:
     return torch.autocast(
         kind, dtype=torch.get_autocast_dtype(kind), enabled=torch.is_autocast_enabled(kind), cache_enabled=False
     )
-
-
-def _copy(inputs: Inputs, buffers: Inputs) -> None:
-    for buffer, value in zip(buffers.tensors(), inputs.tensors(), strict=True):
-        buffer.copy_(value)
 
 
 def _key(model: Model, owner: object, setup: Setup, inputs: Inputs) -> Hashable:

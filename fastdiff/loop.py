@@ -1,7 +1,7 @@
 """The sampling loop in parts: `Loop(...)` prepares on the host, `start` and `row` only launch work on the device.
 
-Between two rows nothing waits for the device and, network apart, nothing is allocated: a step reads its row, seeds and
-guidance scales from memory that was there before the first one.
+Between two rows nothing waits for the device and, network apart, nothing of the samples' size is allocated: a step
+reads its row, seeds and guidance scales from memory that was there before the first one.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from fastdiff import conditioning
-from fastdiff import guidance as guiding
 from fastdiff import noise as noises
 from fastdiff.conditioning import Images
 from fastdiff.errors import BackendError, InputError, NonFiniteError, lookup
-from fastdiff.guidance import Model
+from fastdiff.guidance.branches import Model, part
+from fastdiff.guidance.networks import both_branches
+from fastdiff.guidance.rules import CFG, UNGUIDED
 from fastdiff.ops import dispatch, schema
 from fastdiff.plan import FAST_NORMALS, Plan
 from fastdiff.schedules import Array
@@ -55,7 +56,7 @@ class Setup:
     dtype: torch.dtype
     backend: str
     branches: int = 1
-    rule: guiding.CFG = guiding.UNGUIDED
+    rule: CFG = UNGUIDED
     alone: frozenset[int] = frozenset()
     guidance_rescale: float = 0.0
     dynamic_threshold: float | None = None
@@ -66,8 +67,8 @@ class Setup:
         phi, quantile = self.guidance_rescale, self.dynamic_threshold
         if not 0.0 <= phi <= 1.0:
             raise InputError(f"guidance_rescale must be in 0..1, got {phi}")
-        if phi and (self.branches == 1 or type(self.rule) is not guiding.CFG):
-            raise InputError("guidance_rescale corrects a plain w or CFG: give a guidance other than 1")
+        if phi and (self.branches == 1 or type(self.rule) is not CFG):
+            raise InputError("guidance_rescale corrects a plain w or CFG: give a guidance other than 1 in some row")
         if quantile is not None and not 0.0 <= quantile <= 1.0:
             raise InputError(f"dynamic_threshold must be a quantile in 0..1, got {quantile}")
         if quantile is not None and "clip" not in self.plan.columns:
@@ -115,6 +116,11 @@ class Inputs:
         images = Images(*(None if given is None else torch.empty_like(image) for given in self.images))
         return Inputs(key, w, condition, images)
 
+    def fill(self, inputs: Inputs) -> None:
+        """Copy other inputs of this kind into these."""
+        for buffer, value in zip(self.tensors(), inputs.tensors(), strict=True):
+            buffer.copy_(value)
+
     def tensors(self) -> list[Tensor]:
         """Return all tensors, in an order that inputs of one kind share."""
         held = (self.key, self.w, *(self.condition[name] for name in sorted(self.condition)), *self.images)
@@ -155,7 +161,7 @@ class Loop:
         self.x = torch.empty(setup.shape, device=place, dtype=dtype)
         self.model_input = torch.empty((total, *sample), device=place, dtype=setup.dtype)
         self.questions = {
-            count: Question(self.model_input[: count * batch], guiding.first(inputs.condition, count * batch))
+            count: Question(self.model_input[: count * batch], part(inputs.condition, slice(count * batch)))
             for count in {1, setup.branches}
         }
         self.y = torch.empty_like(self.x) if plan.has_anchor else None
@@ -217,7 +223,7 @@ class Loop:
         """
         setup, table, layout, images = self.setup, self.table, self.layout, self.inputs.images
         question, following = self.questions[branches[0]], self.questions[branches[1]].x
-        asked = guiding.both_branches(model) if branches[0] == 2 else model
+        asked = both_branches(model) if branches[0] == 2 else model
         out = asked(question.x, t, **question.condition)
         out, u, v = split(apart(out, self.model_input), self.x, setup.plan, branches[0])
         w_uncond = rescale = limit = None

@@ -55,8 +55,9 @@ def normal(
 def slerp(a: Tensor, b: Tensor, t: float | Tensor) -> Tensor:
     """Interpolate along the great circle from a to b, sample by sample (Shoemake 1985): between start states.
 
-    `sin((1 - t) w) / sin w a + sin(t w) / sin w b`, with w the angle between the samples; along the line where they are
-    parallel. Between two draws of noise the result is as long as noise is, where their mean is too short for a network.
+    `sin((1 - t) w) / sin w a + sin(t w) / sin w b`, with w the angle between the samples. Between two draws of noise
+    the result is as long as noise is, where their mean is too short for a network. Along the line where samples are
+    parallel or opposite: between z and -z no great circle is the shortest, and the middle is 0.
 
     Args:
         a, b: [B, ...], any floats.
@@ -66,10 +67,12 @@ def slerp(a: Tensor, b: Tensor, t: float | Tensor) -> Tensor:
         [B, ...] in the dtype of a.
 
     Raises:
-        InputError: the shapes differ, or there is not one t, or one for each sample.
+        InputError: the shapes differ, a dtype is not of floats, or there is not one t, or one for each sample.
     """
     if a.shape != b.shape or a.ndim < 2:
         raise InputError(f"slerp needs two tensors [B, ...] of one shape, got {tuple(a.shape)} and {tuple(b.shape)}")
+    if not (a.is_floating_point() and b.is_floating_point()):
+        raise InputError(f"slerp needs floats, got {a.dtype} and {b.dtype}")
     share = torch.as_tensor(t, dtype=torch.float64, device=a.device)
     if share.shape not in ((), (len(a),)):
         raise InputError(f"t must be a number or have shape ({len(a)},), got {tuple(share.shape)}")

@@ -91,7 +91,8 @@ class Plan:
 
         Raises:
             InputError: a column is unknown or has the wrong length, a value is not finite (`clip` may be inf),
-                a slot is not -1..3, `t` is empty, or there is not one level more than rows, or none.
+                a slot is not -1..3, `t` is empty, or there is not one level more than rows, or none, in both alpha
+                and sigma.
         """
         times = frozen(t)
         if times.ndim != 1 or times.size == 0:
@@ -103,9 +104,9 @@ class Plan:
         used = tuple(column for column in NEUTRAL if column in values and (values[column] != NEUTRAL[column]).any())
         table = np.stack([values[column] for column in used], axis=1) if used else np.empty((times.size, 0))
         levels = frozen(alpha), frozen(sigma)
-        for level in levels:
-            if level.shape not in ((0,), (times.size + 1,)) or not np.isfinite(level).all():
-                raise InputError(f"alpha and sigma must be finite, one before each of {times.size} rows and one behind")
+        as_many = levels[0].shape == levels[1].shape in ((0,), (times.size + 1,))
+        if not (as_many and np.isfinite(levels).all()):
+            raise InputError(f"alpha and sigma must be finite, one before each of {times.size} rows and one behind")
         return cls(name, times, used, frozen(table), float(init_scale), stores, *levels)
 
     def __len__(self) -> int:

@@ -10,11 +10,11 @@ from tqdm import tqdm
 
 from fastdiff import conditioning
 from fastdiff import graph as graphs
-from fastdiff import guidance as guiding
 from fastdiff import noise as noises
 from fastdiff.conditioning import Images
 from fastdiff.errors import BackendError, InputError
-from fastdiff.guidance import CFG, Condition, Model, Scale
+from fastdiff.guidance.branches import Condition, Model, conditions
+from fastdiff.guidance.rules import CFG, Scale, as_rule, w_of_rows
 from fastdiff.loop import Inputs, Loop, NoiseSource, Setup, for_each_sample, given, raise_if_bad
 from fastdiff.ops import dispatch
 from fastdiff.plan import Plan
@@ -70,8 +70,8 @@ def sample(
         x_init: start state [B, ...] instead of noise.
         x0_init: clean data to start from: they are noised to the level of the plan's first row (SDEdit, Meng et al.
             2022), which the option `start` of samplers chooses. They broadcast to `shape`, as do known and mask.
-        known: clean data that the result holds where `mask` is 1: every row puts them at its noise level (Lugmayr et
-            al. 2022, eq. 8).
+        known: clean data to keep where `mask` is 1: every row puts them at the noise level that it lands on (Lugmayr et
+            al. 2022, eq. 8), and so they are in the result where the plan ends on clean data.
         mask: 1 where data are known, 0 where they are drawn, or between for a blend of both.
         device: None is that of x_init or x0_init, or of the model's parameters, or the CPU.
         dtype: what the model reads. The state is float32, or float64 if this is float64.
@@ -80,7 +80,8 @@ def sample(
             draw is the row.
         progress: show a bar with rows per second where the output is a terminal.
         callback: called after each row with (row, x, x0); clone what you keep.
-        check_finite: raise where NaN or infinity appeared, naming the row. Checked on the device, read once at the end.
+        check_finite: raise where NaN or infinity appeared, naming the row. Checked on the device, read once at the end;
+            what images hold is read before the first row in any case.
         normals: "exact", or "fast" on the backends triton and cuda: the noise of the steps (not the first state) by the
             hardware's log, sine and cosine. It is as good, and not the same bits as anywhere else.
         graph: capture the whole loop as one CUDA graph, and from then on replay it; see `fastdiff.graph`.
@@ -95,13 +96,13 @@ def sample(
     """
     if len(shape) < 2 or min(shape) < 0:
         raise InputError(f"shape must be (batch, ...) with no negative size, got {tuple(shape)}")
-    images = Images(x_init, x0_init, known, mask)
+    images = conditioning.consistent(Images(x_init, x0_init, known, mask))
     place = place_of(model, x_init if x0_init is None else x0_init, device)
     batch, state_dtype = int(shape[0]), torch.promote_types(dtype, torch.float32)
     images = conditioning.checked(images, plan, tuple(shape), place, state_dtype)
     key = noises.key(seed, index, batch, place)
-    rule = guiding.rule(guidance)
-    w, alone = guiding.scales(rule, plan, batch, place, state_dtype)
+    rule = as_rule(guidance)
+    w, alone = w_of_rows(rule, plan, batch, place, state_dtype)
     setup = Setup(
         plan=plan if known is None else conditioning.inpainting(plan),
         shape=tuple(shape),
@@ -116,7 +117,7 @@ def sample(
         check_finite=check_finite,
         normals=normals,
     )
-    condition = guiding.conditions(model, cond or {}, uncond, setup.branches, batch)
+    condition = conditions(model, cond or {}, uncond, setup.branches, batch)
     inputs = Inputs(key, None if setup.branches == 1 else for_each_sample(w, batch), condition, images)
     if graph:
         _check_unobserved(noise, progress, callback)

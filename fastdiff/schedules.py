@@ -15,7 +15,7 @@ from typing import Any, ParamSpec
 import numpy as np
 import numpy.typing as npt
 
-from fastdiff.errors import InputError, lookup
+from fastdiff.errors import InputError, lookup, number, whole
 
 Array = npt.NDArray[np.float64]
 P = ParamSpec("P")
@@ -74,12 +74,11 @@ class Schedule:
         with np.errstate(divide="ignore"):
             return np.log(self.alpha / self.sigma)
 
-    @property
+    @functools.cached_property
     def step_sigma(self) -> Array:
         """`sqrt(sigma_t^2 - (alpha_t / alpha_{t-1})^2 sigma_{t-1}^2)`, of q(x_t | x_{t-1}), float64 [T]."""
         alpha, sigma = np.append(1.0, self.alpha[:-1]), np.append(0.0, self.sigma[:-1])
-        variance: Array = self.sigma**2 - (self.alpha / alpha * sigma) ** 2
-        return np.sqrt(variance)
+        return frozen(np.sqrt(self.sigma**2 - (self.alpha / alpha * sigma) ** 2))
 
     @property
     def variance_preserving(self) -> bool:
@@ -93,8 +92,9 @@ class Schedule:
     def with_unit_input(self, sigma_data: float = 1.0) -> Schedule:
         """Return the same levels with `scale_in = 1 / sqrt(sigma_data^2 alpha^2 + sigma^2)`: unit variance.
 
-        This is c_in of Karras et al. 2022, Table 1, for data of standard deviation sigma_data (theirs is 0.5).
+        This is c_in of Karras et al. 2022, Table 1, for data of standard deviation sigma_data > 0 (theirs is 0.5).
         """
+        sigma_data = number("sigma_data", sigma_data, 0, above=True)
         config = {**self.config, "unit_input": sigma_data} if self.config else {}
         return replace(self, scale_in=1 / np.hypot(sigma_data * self.alpha, self.sigma), config=config)
 
@@ -106,9 +106,9 @@ class Schedule:
     def at_lambda(self, lambda_: npt.ArrayLike) -> tuple[Array, Array, Array, Array]:
         """Return (time, alpha, sigma, scale_in) where `log(alpha / sigma)` is lambda_, any shape, also between levels.
 
-        Time is linear from level to level in lambda (in sigma for a flow, whose networks are given sigma), and beyond
-        the schedule that of its last level. So is scale_in, but that of `with_unit_input` is exact for VP and VE. A
-        schedule that is VP, VE or flow stays so.
+        Time is linear from level to level in lambda (in sigma for a flow), and beyond the schedule that of its last
+        level. So is scale_in, but that of `with_unit_input` is exact for VP and VE. A schedule that is VP, VE or flow
+        stays so.
         """
         value = np.asarray(lambda_, dtype=np.float64)
         place, places = (_sigmoid(-s) if self._system == "flow" else -s for s in (value, self.lambda_))
@@ -175,7 +175,8 @@ class Schedule:
         first, last = self.alpha[0], self.alpha[-1]
         alpha = (self.alpha - last) * (first / (first - last))
         config = {**self.config, "zero_terminal_snr": True} if self.config else {}
-        return Schedule(alpha, np.sqrt(1.0 - alpha**2), self.time, self.scale_in, config)
+        schedule = Schedule(alpha, np.sqrt(1.0 - alpha**2), self.time, self.scale_in, config)
+        return schedule.with_unit_input(config["unit_input"]) if "unit_input" in config else schedule
 
 
 def _check_levels(schedule: Schedule) -> None:
@@ -237,15 +238,17 @@ _NAMED: dict[str, Callable[..., Schedule]] = {}
 def _named(build: Callable[P, Schedule]) -> Callable[P, Schedule]:
     """Register a schedule under its function's name and record the arguments it was made from."""
     signature = inspect.signature(build)
+    rebuild: Callable[..., Schedule] = build
 
     @functools.wraps(build)
     def recorded(*args: P.args, **kwargs: P.kwargs) -> Schedule:
         arguments = signature.bind(*args, **kwargs)
         arguments.apply_defaults()
-        T = arguments.arguments["T"]
-        if not isinstance(T, (int, np.integer)) or T < 1:
-            raise InputError(f"T must be a whole number, at least 1, got {T!r}")
-        return replace(build(*args, **kwargs), config={"name": build.__name__, **arguments.arguments})
+        numbers = {
+            name: whole(name, value, 1) if name == "T" else number(name, value)
+            for name, value in arguments.arguments.items()
+        }
+        return replace(rebuild(**numbers), config={"name": build.__name__, **numbers})
 
     _NAMED[build.__name__] = recorded
     return recorded
@@ -273,10 +276,10 @@ def from_config(config: Mapping[str, Any]) -> Schedule:
     if "name" not in arguments:
         raise InputError("this schedule has no name: it was made by hand and cannot be rebuilt from its config")
     zero_terminal_snr = arguments.pop("zero_terminal_snr", False)
-    unit_input = float(arguments.pop("unit_input", 0.0))
+    unit_input = arguments.pop("unit_input", None)
     schedule = make(**arguments)
     schedule = schedule.zero_terminal_snr() if zero_terminal_snr else schedule
-    return schedule.with_unit_input(unit_input) if unit_input else schedule
+    return schedule if unit_input is None else schedule.with_unit_input(unit_input)
 
 
 def _from_betas(betas: Array) -> Schedule:
@@ -392,7 +395,8 @@ def karras(T: int = 1000, sigma_min: float = 0.002, sigma_max: float = 80.0, rho
 def flow(T: int = 1000, shift: float = 1.0) -> Schedule:
     """Rectified flow: alpha = 1 - t, sigma = t at t = 1/T..1, moved by `t <- shift t / (shift t + 1 - t)`.
 
-    Liu et al. 2022; the shift is Esser et al. 2024, eq. 23; `flow_shift` finds one from the size of an image.
+    Liu et al. 2022; the shift is Esser et al. 2024, eq. 23; `flow_shift` finds one from the size of an image. The
+    network is given the index; one that wants the shifted time, as SD3 and FLUX, needs `s.with_time(1000 * s.sigma)`.
     """
     if shift <= 0:
         raise InputError(f"shift must be > 0, got {shift}")

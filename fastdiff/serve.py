@@ -13,14 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdiff import guidance as guiding
 from fastdiff import noise as noises
-from fastdiff.errors import InputError
-from fastdiff.guidance import CFG, Condition, Model, Scale
+from fastdiff.errors import InputError, NonFiniteError, whole
+from fastdiff.guidance.branches import Condition, Model, alike, conditions
+from fastdiff.guidance.rules import CFG, Scale, as_rule, w_of_rows
 from fastdiff.loop import Inputs, Loop, Setup, for_each_sample, raise_if_bad
 from fastdiff.ops import dispatch
 from fastdiff.plan import Plan
 from fastdiff.sample import place_of
+
+Result = Tensor | InputError | NonFiniteError
 
 _END = object()
 
@@ -58,11 +60,15 @@ def serve(
     backend: str = "auto",
     check_finite: bool = True,
     normals: str = "exact",
-) -> Iterator[tuple[Request, Tensor]]:
+) -> Iterator[tuple[Request, Result]]:
     """Draw what is requested in a batch that refills itself; yield each request with its sample when that is finished.
 
-    Requests are asked for when a slot is free, before each row. Between two samples that finish nothing waits for the
-    device. The network always sees `slots` samples (twice as many with guidance), also where none is asked for.
+    Requests are asked for when a slot is free, before each row. The host waits for the device where a request comes in,
+    whose numbers it copies there, and where a sample is finished, to check it; the other rows wait for nothing.
+    The network always sees `slots` samples (twice as many with guidance), also where none is asked for.
+
+    What is wrong with one request is its own result, an error instead of a sample, and the others go on. What the
+    network or `requests` raise ends all that is at work.
 
     Args:
         model, plan: as in `fastdiff.sample`.
@@ -71,20 +77,22 @@ def serve(
         slots: samples that run at the same time.
         guidance: w of requests that do not say, or a rule for all; with the number 1 no request may have another.
         guidance_rescale, dynamic_threshold, device, dtype, backend, normals: as in `fastdiff.sample`.
-        check_finite: raise where NaN or infinity appeared. Read, and so waited for, at the end of each sample.
+        check_finite: whether a sample in which NaN or infinity appeared is a NonFiniteError instead.
 
     Yields:
-        (request, sample of `sample_shape`) in the order in which they finish, which is that of the requests.
+        (request, sample of `sample_shape`) in the order in which they finish, which is that of the requests. Or
+        (request, error): an InputError at once, where a request is out of range or does not fit the first one; a
+        NonFiniteError at its end, where a model output or a state is not finite.
 
     Raises:
-        InputError: an argument is out of range, or a request does not fit the ones before it.
+        InputError: an argument is out of range.
         BackendError: the backend is not available.
-        NonFiniteError: a model output or a state of a sample is not finite.
     """
-    if slots < 1 or len(sample_shape) < 1 or min(sample_shape) < 0:
-        raise InputError(f"serve needs slots >= 1 and the shape of a sample, got {slots} and {tuple(sample_shape)}")
+    whole("slots", slots, 1)
+    if len(sample_shape) < 1 or min(sample_shape) < 0:
+        raise InputError(f"serve needs the shape of a sample, with no negative size, got {tuple(sample_shape)}")
     place = place_of(model, None, device)
-    rule = guiding.rule(guidance)
+    rule = as_rule(guidance)
     guided = isinstance(guidance, (CFG, Tensor)) or callable(guidance) or guidance != 1.0
     one = Setup(
         plan=plan,
@@ -105,7 +113,7 @@ def serve(
 @torch.no_grad()
 def _run(
     model: Model, one: Setup, rule: CFG, requests: Iterator[Request | None], slots: int
-) -> Iterator[tuple[Request, Tensor]]:
+) -> Iterator[tuple[Request, Result]]:
     batch: _Batch | None = None
     ended = False
     while not ended or (batch is not None and batch.at_work):
@@ -114,10 +122,12 @@ def _run(
             ended = request is _END
             if ended or request is None:
                 break
-            single = Loop(one, _inputs(model, one, rule, request))
-            single.start()
-            batch = batch or _Batch(single, slots)
-            batch.admit(request, single)
+            try:
+                inputs = _inputs(model, one, rule, request)
+                batch = batch or _Batch(one, inputs, slots)
+                batch.admit(request, inputs)
+            except InputError as error:
+                yield request, error
         if batch is not None and batch.at_work:
             batch.advance(model)
             yield from batch.finished()
@@ -125,15 +135,17 @@ def _run(
 
 def _inputs(model: Model, one: Setup, rule: CFG, request: Request) -> Inputs:
     """Return what a loop of this sample alone reads."""
-    if request.guidance is not None and one.branches == 1:
-        raise InputError("a request asks for guidance and serve has none: give serve a guidance other than 1")
+    if not isinstance(request, Request):
+        raise InputError(f"serve draws fastdiff.Request, or None for none right now, got {type(request).__name__}")
     key = noises.key([request.seed], [request.index], 1, one.device)
     rule = rule if request.guidance is None else replace(rule, w=request.guidance)
-    w, alone = guiding.scales(rule, one.plan, 1, one.device, one.state_dtype)
-    if rule.momentum and alone:
+    w, alone = w_of_rows(rule, one.plan, 1, one.device, one.state_dtype)
+    if one.branches == 1 and len(alone) < len(one.plan):
+        raise InputError("a request asks for guidance and serve has none: give serve a guidance other than 1")
+    if rule.momentum and 0 < len(alone) < len(one.plan):
         raise InputError("serve cannot leave rows of one sample out of a running mean: use APG without momentum here")
     cond, uncond = _with_batch(request.cond), None if request.uncond is None else _with_batch(request.uncond)
-    condition = guiding.conditions(model, cond, uncond, one.branches, 1)
+    condition = conditions(model, cond, uncond, one.branches, 1)
     return Inputs(key, None if one.branches == 1 else for_each_sample(w, 1), condition)
 
 
@@ -142,27 +154,36 @@ def _with_batch(cond: Condition) -> dict[str, Any]:
 
 
 class _Batch:
-    """A loop with a row for each sample. It begins as copies of one sample, so that idle slots are like any other."""
+    """A loop with a row for each sample, and one of a single sample, in which requests start.
 
-    def __init__(self, single: Loop, slots: int) -> None:
-        setup, inputs = single.setup, single.inputs
+    It begins as copies of the first sample, so that idle slots are like any other.
+    """
+
+    def __init__(self, one: Setup, inputs: Inputs, slots: int) -> None:
+        self.single = Loop(one, inputs.buffers(one))
         condition = {
             name: value.repeat_interleave(slots, 0) if isinstance(value, Tensor) else value
             for name, value in inputs.condition.items()
         }
         w = None if inputs.w is None else for_each_sample(inputs.w, slots)
         many = Inputs(inputs.key.repeat(1, slots), w, condition)
-        self.loop = Loop(replace(setup, shape=(slots, *setup.shape[1:])), many)
+        self.loop = Loop(replace(one, shape=(slots, *one.shape[1:])), many)
         self.loop.start()
         self.slots = slots
-        self.row = torch.zeros(setup.branches * slots, dtype=torch.int64, device=setup.device)
+        self.row = torch.zeros(one.branches * slots, dtype=torch.int64, device=one.device)
         self.at_work: dict[int, tuple[Request, int]] = {}  # by slot: the request, and how many rows are left
 
-    def admit(self, request: Request, single: Loop) -> None:
-        """Put a sample that has just started into a free slot. Raises InputError if it does not fit the others."""
+    def admit(self, request: Request, inputs: Inputs) -> None:
+        """Start a sample in a free slot. Raises InputError if its conditions are not like those of the others."""
+        held, given = self.single.inputs.condition, inputs.condition
+        if set(held) != set(given) or not all(alike(value, given[name]) for name, value in held.items()):
+            raise InputError(
+                "all requests of serve need conditions of the same names, shapes and dtypes, and equal values otherwise"
+            )
+        self.single.inputs.fill(inputs)
+        self.single.start()
         slot = next(slot for slot in range(self.slots) if slot not in self.at_work)
-        _check_alike(single.inputs.condition, self.loop.inputs.condition)
-        for own, new in zip(_parts(self.loop, slot, self.slots), _parts(single, 0, 1), strict=True):
+        for own, new in zip(_parts(self.loop, slot, self.slots), _parts(self.single, 0, 1), strict=True):
             own.copy_(new)
         self.row[slot :: self.slots] = 0
         self.at_work[slot] = request, len(self.loop.setup.plan)
@@ -176,15 +197,21 @@ class _Batch:
         self.row.add_(1).clamp_(max=len(loop.setup.plan) - 1)
         self.at_work = {slot: (request, left - 1) for slot, (request, left) in self.at_work.items()}
 
-    def finished(self) -> Iterator[tuple[Request, Tensor]]:
-        """Take out what has no rows left. Raises NonFiniteError where NaN or infinity appeared in it."""
+    def finished(self) -> Iterator[tuple[Request, Result]]:
+        """Take out what has no rows left."""
         for slot, (request, left) in list(self.at_work.items()):
             if left == 0:
                 del self.at_work[slot]
-                if self.loop.first_bad is not None:
-                    who = f"the request of seed {request.seed} and index {request.index}"
-                    raise_if_bad(self.loop.first_bad[slot : slot + 1], self.loop.setup.plan, who)
-                yield request, self.loop.x[slot].clone()
+                yield request, self._result(slot, request)
+
+    def _result(self, slot: int, request: Request) -> Tensor | NonFiniteError:
+        if self.loop.first_bad is not None:
+            who = f"the request of seed {request.seed} and index {request.index}"
+            try:
+                raise_if_bad(self.loop.first_bad[slot : slot + 1], self.loop.setup.plan, who)
+            except NonFiniteError as error:
+                return error
+        return self.loop.x[slot].clone()
 
 
 def _parts(loop: Loop, slot: int, slots: int) -> list[Tensor]:
@@ -198,13 +225,3 @@ def _parts(loop: Loop, slot: int, slots: int) -> list[Tensor]:
         *(tensor[:, this] for tensor in by_row if tensor is not None),
         *(tensor[slot::slots] for tensor in by_branch if isinstance(tensor, Tensor)),
     ]
-
-
-def _check_alike(condition: Condition, first: Condition) -> None:
-    def kind(value: Any) -> Any:
-        return (value.shape[1:], value.dtype) if isinstance(value, Tensor) else value
-
-    if {name: kind(value) for name, value in condition.items()} != {name: kind(value) for name, value in first.items()}:
-        raise InputError(
-            "all requests of serve need conditions of the same names, shapes and dtypes, and equal values otherwise"
-        )

@@ -122,7 +122,7 @@ def test_sample_draws_a_row_for_each_class(run: Run, saved: Path, tmp_path: Path
     lines = dict(line.split(maxsplit=1) for line in ended.out.splitlines())
     assert list(lines) == ["wrote", "sampler", "speed", "backend"]
     assert lines["wrote"] == str(tmp_path / "new" / "grid.png")
-    assert lines["sampler"] == "ddim(steps=4, eta=0.5), guidance 2"
+    assert lines["sampler"] == "ddim(eta=0.5), 4 evaluations, guidance 2"
     assert re.fullmatch(r"[\d.]+ images/s \(6 in [\d.]+ s\)", lines["speed"])
     assert lines["backend"] in {f"{name} on cpu" for name in fd.info().backends}
 
@@ -134,7 +134,7 @@ def test_sample_of_a_network_without_classes(run: Run, saved: Path, tmp_path: Pa
     loaded = checkpoints.load(saved / "faces")
     x = fd.sample(loaded.model, loaded.plan("ddpm", steps=2), (5, 3, 5, 9), seed=0)
     assert (pixels(tmp_path / "samples.png") == np.asarray(pictures.grid(x, 2))).all()
-    assert "sampler  ddpm(steps=2, variance=small)\n" in ended.out
+    assert "sampler  ddpm, 2 evaluations\n" in ended.out
     assert "(5 in " in ended.out
 
 
@@ -307,6 +307,25 @@ def one_line(ended: Ended) -> str:
     return ended.err.removeprefix("error: ").rstrip("\n")
 
 
+def test_plan_prints_the_table_and_draws_nothing(run: Run, saved: Path, tmp_path: Path) -> None:
+    """The table is that of the sampler with the options given: numbers, lists, names and null."""
+    picture = tmp_path / "none.png"
+    given = (
+        "--option",
+        "sigmas=[3, 2.5, 1e-1]",
+        "--option",
+        "clip=null",
+        "--option",
+        "solver=bh1",
+        "--option",
+        "order=3",
+    )
+    ended = run("sample", "--checkpoint", saved / "digits", "--out", picture, "--plan", "--sampler", "unipc", *given)
+    options = {"sigmas": [3, 2.5, 0.1], "clip": None, "solver": "bh1", "order": 3}
+    assert ended.out == f"{fd.load(saved / 'digits').plan('unipc', **options)}\n"
+    assert not picture.exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -319,18 +338,22 @@ def one_line(ended: Ended) -> str:
         (("--device", "hpu"), "device 'hpu'"),
         (("--device", "meta"), "device 'meta'"),
         (("--device", ""), "device"),
-        (("--steps", T + 1), f"steps must be between 1 and the schedule's {T} levels, got {T + 1}"),
+        (("--steps", T + 1), f"steps must be a whole number in 1..{T}, got {T + 1}"),
         (("--steps", 0), "got 0"),
         (("--eta", -0.5), "eta must be >= 0"),
-        (("--eta", "lots"), "eta must be a number >= 0 or 'sigma-hat', got 'lots'"),
+        (("--eta", "lots"), "unknown eta 'lots': did you mean 'sigma-hat'"),
         (("--eta", "nan"), "eta must be >= 0"),
         (("--eta", 50), "use a smaller eta"),
         (("--eta", 0.5, "--sampler", "ddpm"), "eta"),
+        (("--option", "order"), "--option must be name=value, got order"),
+        (("--option", "oder=3", "--sampler", "unipc"), "unknown option of unipc 'oder': did you mean 'order'"),
+        (("--option", "steps=3"), "--option steps: give it as --steps"),
+        (("--option", "clip=0"), "clip must be > 0"),
         (("--per-class", 0), "--per-class must be at least 1, got 0"),
         (("--per-class", -3), "--per-class must be at least 1, got -3"),
         (("--seed", -1), "seed"),
         (("--seed", 2**64), "seed"),
-        (("--guidance", "nan"), "NaN"),
+        (("--guidance", "nan"), "guidance must be finite"),
         (("--out", "grid.jpg"), "grid.jpg should end in .png"),
         (("--out", "file/grid.png"), "file"),
         (("--out", "file/deeper/grid.png"), "file"),

@@ -125,6 +125,15 @@ def test_a_mask_of_zero_changes_nothing():
     assert torch.equal(fd.sample(model, plan(), SHAPE, seed=2, known=DATA, mask=torch.zeros(1)), plain)
 
 
+def test_a_plan_that_ends_in_noise_keeps_what_is_known_at_its_level():
+    """The result holds `alpha known + sigma z` of the level that the plan lands on."""
+    steps, z = plan(final="sigma_min", spacing="trailing"), torch.full(SHAPE, 0.5)
+    got = fd.sample(model, steps, SHAPE, known=DATA, mask=MASK, noise=lambda *_: z)
+    expected = steps.alpha[-1] * DATA + steps.sigma[-1] * z
+    # Two roundings of float32.
+    torch.testing.assert_close(got[..., :2], expected[..., :2].float(), rtol=1e-6, atol=1e-6)
+
+
 def test_with_guidance_and_a_start():
     """All at once: a guided start from data keeps the known ones."""
 
@@ -190,6 +199,8 @@ def test_resampling_keeps_what_is_known():
         ),
         ({"known": DATA, "mask": torch.zeros(4)}, "mask must broadcast"),
         ({"known": DATA, "mask": torch.tensor(1.5)}, "mask must be in 0..1"),
+        ({"x_init": [0.0]}, "x_init must be a tensor, got list"),
+        ({"known": DATA, "mask": [1.0]}, "mask must be a tensor, got list"),
         ({"x0_init": torch.tensor(torch.nan)}, "x0_init holds NaN or infinity"),
         ({"known": torch.tensor(torch.inf), "mask": MASK}, "known holds NaN or infinity"),
         (

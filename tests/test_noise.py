@@ -248,6 +248,7 @@ def test_slerp_of_parallel_samples_is_a_line():
     [
         ((torch.ones(2, 3), torch.ones(2, 4), 0.5), "two tensors .* of one shape"),
         ((torch.ones(2), torch.ones(2), 0.5), "two tensors .* of one shape"),
+        ((torch.ones(2, 3), torch.ones(2, 3).int(), 0.5), "slerp needs floats, got torch.float32 and torch.int32"),
         ((torch.ones(2, 3), torch.ones(2, 3), torch.ones(3)), r"t must be a number or have shape \(2,\), got \(3,\)"),
     ],
 )

@@ -289,6 +289,8 @@ def test_long_plans_are_elided(rows: int) -> None:
         ({"columns": {"slot": 4.0}}, r"slot must be -1 \(none\) or 0..3"),
         ({"columns": {"slot": [0.0, 0.5]}}, r"slot must be -1 \(none\) or 0..3"),
         ({"columns": {"slot": -2.0}}, r"slot must be -1 \(none\) or 0..3"),
+        ({"alpha": [1.0, 1.0, 1.0]}, "alpha and sigma must be finite, one before each of 2 rows and one behind"),
+        ({"sigma": [1.0, 1.0, 1.0]}, "alpha and sigma must be finite, one before each of 2 rows and one behind"),
     ],
 )
 def test_bad_plans(changed: dict[str, Any], message: str) -> None:

@@ -318,7 +318,7 @@ def test_refuses_a_bad_start():
         ({"cond": labels(1, 2), "guidance": 1.0}, "condition 'y' must have the batch of 4 first"),
         ({"cond": labels(1, 2, 3, 4), "guidance": 2.0}, "guidance needs `uncond`"),
         ({"cond": labels(1, 2, 3, 4), "uncond": {}, "guidance": 2.0}, "must have the same names"),
-        ({"guidance": torch.ones(3)}, "guidance must be a number or have shape"),
+        ({"guidance": torch.ones(3)}, "guidance must be a number or a tensor"),
         ({"guidance_rescale": 0.7}, "give a guidance other than 1"),
         ({"guidance_rescale": 1.5}, "guidance_rescale must be in 0..1"),
         ({"dynamic_threshold": 99.5}, "dynamic_threshold must be a quantile in 0..1"),

@@ -415,9 +415,10 @@ def test_config_round_trip(name: str) -> None:
     """A schedule is rebuilt to the last bit from its config, through JSON; the config holds every argument."""
     plain = schedules.make(name, T=20, **OPTIONS[name])
     assert plain.config == {"name": name, "T": 20, **OPTIONS[name]}
-    made = [plain, schedules.make(name, T=20), plain.with_unit_input(), plain.with_unit_input(0.5)]
+    made = [plain, schedules.make(name, T=np.int64(20)), plain.with_unit_input(), plain.with_unit_input(0.5)]
     if plain.variance_preserving:
         made += [plain.zero_terminal_snr(), plain.zero_terminal_snr().with_unit_input()]
+        made += [plain.with_unit_input(0.5).zero_terminal_snr()]
     for schedule in made:
         rebuilt = schedules.from_config(json.loads(json.dumps(schedule.config)))
         for array in ("alpha", "sigma", "time", "scale_in"):
@@ -486,17 +487,18 @@ def test_bad_levels(arrays: dict[str, Any], message: str) -> None:
         ("linear", {"beta_start": 0.0}, "betas need 0 < beta_start <= beta_end < 1, got 0.0 and 0.02"),
         ("linear", {"beta_start": 0.03}, "betas need 0 < beta_start <= beta_end < 1"),
         ("scaled_linear", {"beta_end": 1.0}, "betas need 0 < beta_start <= beta_end < 1"),
-        ("sigmoid", {"beta_start": math.nan}, "betas need 0 < beta_start <= beta_end < 1"),
+        ("sigmoid", {"beta_start": math.nan}, "beta_start must be finite, got nan"),
         ("progressive_vae", {"sigma2_slope": -1.0}, "betas need 0 < beta_start <= beta_end < 1"),
         ("cosine", {"s": -0.1}, "the cosine offset s must be >= 0, got -0.1"),
         ("geometric", {"sigma_min": 0.0}, "sigmas need 0 < sigma_min < sigma_max, got 0.0"),
         ("log_linear", {"sigma_min": 20.0}, "sigmas need 0 < sigma_min < sigma_max"),
-        ("karras", {"sigma_max": math.inf}, "sigmas need 0 < sigma_min < sigma_max"),
+        ("karras", {"sigma_max": math.inf}, "sigma_max must be finite, got inf"),
         ("karras", {"rho": 0.0}, "rho must be > 0, got 0.0"),
         ("exponential", {"rate": 0.0}, "rate must be > 0, got 0.0"),
         ("vp", {"beta_min": 0.0}, "betas need 0 < beta_min <= beta_max, got 0.0 and 20.0"),
         ("sub_vp", {"beta_max": 0.01}, "betas need 0 < beta_min <= beta_max, got 0.1 and 0.01"),
         ("flow", {"shift": 0.0}, "shift must be > 0, got 0.0"),
+        ("flow", {"shift": "3"}, "shift must be finite, got '3'"),
         ("linaer", {}, "unknown schedule 'linaer': did you mean 'linear'"),
         ("karas", {}, "did you mean 'karras'"),
         ("linear", {"beta_stop": 1}, "schedule 'linear': .*unexpected keyword argument 'beta_stop'"),
@@ -519,6 +521,8 @@ def test_bad_conversions() -> None:
         schedules.from_snr([1.0, -1.0])
     with pytest.raises(InputError, match="zero terminal SNR has no variance-exploding form: drop its last level"):
         schedules.linear(10).zero_terminal_snr().to_variance_exploding()
+    with pytest.raises(InputError, match="sigma_data must be > 0 and finite, got 0.0"):
+        schedules.linear(10).with_unit_input(0.0)
     for schedule in (schedules.karras(10), schedules.flow(10), schedules.linear(1)):
         with pytest.raises(InputError, match="needs a variance-preserving schedule of at least 2 levels"):
             schedule.zero_terminal_snr()

@@ -3,11 +3,13 @@
 import dataclasses
 import sys
 
+import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastdiff as fd
+from fastdiff import loop as loops
 from fastdiff.guidance import APG, CFG, CFGZero
 from fastdiff.ops import native
 from tests.backends import each_backend, needs_extension
@@ -169,20 +171,74 @@ def test_leaves_the_gradient_mode_alone():
         assert not image.requires_grad and request.index in (0, 1)
 
 
-def test_names_the_request_that_went_wrong():
-    """By its seed and index, and the row."""
-    given = [*requests(1), fd.Request(seed=5, index=6, cond={"y": torch.tensor(torch.nan)})]
-    with pytest.raises(fd.NonFiniteError, match="model output at row 0 of 5 .*, the request of seed 5 and index 6"):
-        list(fd.serve(model, plan(), SAMPLE, given, slots=2))
+def test_a_bad_request_is_its_own_result():
+    """One that does not fit at once, one that ends in NaN at its end; the others are drawn."""
+    good = list(requests(4))
+    nan = fd.Request(seed=5, index=6, cond={"y": torch.tensor(torch.nan)})
+    unfit: list = [fd.Request(seed=-1, cond=Y), fd.Request(cond=Y, guidance=APG(3.0)), fd.Request(), 3]
+    given = [good[0], nan, good[1], *unfit, *good[2:]]
+    served = list(fd.serve(model, plan(), SAMPLE, given, slots=3))
+    results = {id(request): result for request, result in served}
+    assert len(served) == len(given)
+    for request in good:
+        assert torch.equal(results[id(request)], alone(request, plan()))
+    for request, message in zip(
+        unfit, ("seed must be", "guidance must be", "conditions of the same names", "got int"), strict=True
+    ):
+        assert isinstance(results[id(request)], fd.InputError) and message in str(results[id(request)])
+    assert isinstance(results[id(nan)], fd.NonFiniteError)
+    assert "model output at row 0 of 5" in str(results[id(nan)])
+    assert "the request of seed 5 and index 6" in str(results[id(nan)])
+
+
+def test_a_first_request_that_is_bad_shapes_nothing():
+    """The batch is made for the first one that can be drawn."""
+    (first, error), (second, image) = fd.serve(model, plan(), SAMPLE, [fd.Request(seed=-1), *requests(1)])
+    assert isinstance(error, fd.InputError) and first.seed == -1
+    assert torch.equal(image, alone(second, plan()))
+
+
+def test_a_network_that_fails_ends_all():
+    """Its error, and not one of a request."""
+    with pytest.raises(fd.InputError, match="the model returned shape"):
+        list(fd.serve(lambda x, t, y: x[:1], plan(), SAMPLE, requests(3), slots=2))
+
+
+def test_a_request_costs_no_new_loop(monkeypatch):
+    """The first one makes the batch and the sample in which all start."""
+    made, serve = [], sys.modules["fastdiff.serve"]
+    monkeypatch.setattr(serve, "Loop", lambda *arguments: made.append(loops.Loop(*arguments)) or made[-1])
+    assert len(list(fd.serve(model, plan(), SAMPLE, requests(5), slots=2))) == 5
+    assert [loop.setup.shape[0] for loop in made] == [1, 2]
+    condition = {"y": torch.tensor(1.0)}
+    list(fd.serve(model, plan(), SAMPLE, [fd.Request(cond=condition), *requests(3)], slots=1))
+    assert condition["y"] == 1.0  # what the caller gave is not what is refilled
+
+
+@pytest.mark.parametrize("rule", [1.0, APG(3.0, momentum=-0.5)], ids=str)
+def test_a_request_without_guidance(rule):
+    """w = 1 is what serve has none of, and needs no running mean."""
+    given = list(requests(3, uncond=UNCOND, guidance=1.0))
+    for request, image in fd.serve(model, plan(), SAMPLE, given, slots=2, guidance=rule):
+        assert torch.equal(image, alone(request, plan()))
 
 
 Y = {"y": torch.tensor(1.0)}
 
 
+def first_error(**arguments):
+    """Raise the first result that is an error."""
+    for _, result in fd.serve(**arguments):
+        if isinstance(result, fd.FastdiffError):
+            raise result
+
+
 @pytest.mark.parametrize(
     ("given", "options", "message"),
     [
-        ([], {"slots": 0}, "serve needs slots >= 1"),
+        ([], {"slots": 0}, "slots must be a whole number, at least 1"),
+        ([], {"slots": 2.0}, "slots must be a whole number"),
+        ([], {"guidance": np.ones(2)}, "guidance must be"),
         ([], {"sample_shape": ()}, "the shape of a sample"),
         ([], {"guidance_rescale": 0.5}, "give a guidance other than 1"),
         ([fd.Request(cond=Y, guidance=2.0)], {}, "give serve a guidance other than 1"),
@@ -192,6 +248,16 @@ Y = {"y": torch.tensor(1.0)}
         ([fd.Request(cond=Y), fd.Request(cond={"y": torch.tensor(1)})], {}, "conditions of the same names, shapes"),
         ([fd.Request(cond={"power": 1.0}), fd.Request(cond={"power": 2.0})], {}, "equal values otherwise"),
         (
+            [fd.Request(cond={"power": np.ones(3)}) for _ in range(2)],
+            {"model": lambda x, t, power: x},
+            "equal values otherwise",
+        ),
+        (
+            [fd.Request(cond=Y, uncond=UNCOND, guidance=torch.ones(3))],
+            {"guidance": 2.0},
+            "with B = 1 and rows = 5, got shape",
+        ),
+        (
             [fd.Request(cond=Y, uncond=UNCOND)],
             {"guidance": APG(2.0, (0.5, 2.0), momentum=0.5)},
             "without momentum here",
@@ -199,8 +265,8 @@ Y = {"y": torch.tensor(1.0)}
     ],
 )
 def test_refusals(given, options, message):
-    """Each costs one line."""
-    arguments = {"model": model, "plan": plan(), "sample_shape": SAMPLE, "requests": given, "slots": 2, **options}
+    """Each costs one line: an error that is raised, or the result of the last request."""
+    arguments = {"model": model, "plan": plan(), "sample_shape": SAMPLE, "slots": 2, **options}
     with pytest.raises(fd.InputError, match=message) as raised:
-        list(fd.serve(**arguments))
+        first_error(requests=given, **arguments)
     assert "\n" not in str(raised.value)

@@ -6,15 +6,14 @@ fd.sample(fd.guidance.Views(model, views), plan, shape, cond=...)            # m
 """
 
 from fastdiff.guidance import views
-from fastdiff.guidance.branches import Condition, Model, conditions, first
-from fastdiff.guidance.networks import Autoguidance, ClassifierGuidance, both_branches
-from fastdiff.guidance.rules import APG, CFG, UNGUIDED, CFGZero, Scale, rule, scale, scales
+from fastdiff.guidance.branches import Condition, Model
+from fastdiff.guidance.networks import Autoguidance, ClassifierGuidance
+from fastdiff.guidance.rules import APG, CFG, CFGZero, Scale, scale
 from fastdiff.guidance.views import View, Views
 
 __all__ = [
     "APG",
     "CFG",
-    "UNGUIDED",
     "Autoguidance",
     "CFGZero",
     "ClassifierGuidance",
@@ -23,11 +22,6 @@ __all__ = [
     "Scale",
     "View",
     "Views",
-    "both_branches",
-    "conditions",
-    "first",
-    "rule",
     "scale",
-    "scales",
     "views",
 ]

@@ -18,7 +18,8 @@ def conditions(model: object, cond: Condition, uncond: Condition | None, branche
     """Return the model's keyword arguments, with the unconditional branch behind the conditional one.
 
     Raises:
-        InputError: the two branches differ in names or shapes, a batch is wrong, or the second branch is missing.
+        InputError: the two branches differ in names, shapes, dtypes, or values that are no tensors; a batch is wrong,
+            or the second branch is missing.
     """
     for name, value in {**cond, **(uncond or {})}.items():
         if isinstance(value, Tensor) and (value.ndim == 0 or len(value) != batch):
@@ -34,14 +35,29 @@ def conditions(model: object, cond: Condition, uncond: Condition | None, branche
     return {name: _join(name, value, uncond[name]) for name, value in cond.items()}
 
 
-def first(condition: Condition, count: int) -> dict[str, Any]:
-    """Return the condition of the first `count` samples, as views."""
-    return {name: value[:count] if isinstance(value, Tensor) else value for name, value in condition.items()}
+def part(condition: Condition, samples: slice) -> dict[str, Any]:
+    """Return the condition of some samples of the batch, as views."""
+    return {name: value[samples] if isinstance(value, Tensor) else value for name, value in condition.items()}
+
+
+def alike(value: Any, other: Any) -> bool:
+    """Whether two conditions can be in one batch: tensors of one shape and dtype, or equal values of another kind."""
+    if isinstance(value, Tensor) and isinstance(other, Tensor):
+        return (value.shape, value.dtype) == (other.shape, other.dtype)
+    try:
+        return value is other or bool(value == other and type(value) is type(other))
+    except (RuntimeError, ValueError):  # arrays compare element by element
+        return False
 
 
 def _join(name: str, value: Any, other: Any) -> Any:
-    if not isinstance(value, Tensor):
-        return value
-    if value.shape != other.shape:
-        raise InputError(f"condition {name!r} differs in shape: {tuple(value.shape)} and {tuple(other.shape)}")
-    return torch.cat([value, other])
+    if not alike(value, other):
+        raise InputError(
+            f"condition {name!r} of cond and uncond must be tensors of one shape and dtype, batch first, or equal "
+            f"values of another kind: {_kind(value)} and {_kind(other)} are not"
+        )
+    return torch.cat([value, other]) if isinstance(value, Tensor) else value
+
+
+def _kind(value: Any) -> str:
+    return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fastdiff.errors import InputError
+from fastdiff.errors import InputError, number, whole
 from fastdiff.ops.dispatch import Backend
 from fastdiff.plan import Plan
 
@@ -41,9 +41,12 @@ class CFG:
 
     Attributes:
         w: a number; a tensor of shape (), [B], [rows, 1] or [rows, B]; or a function of the noise level
-            sigma / alpha. `scale` knows its other names.
+            sigma / alpha of the state before the row, which may be infinite. `scale` knows its other names.
         interval: guide only where low < sigma / alpha <= high (Kynkaanniemi et al. 2024, eq. 5); None is everywhere.
             Elsewhere, and in rows whose number w is 1, the unconditional branch is not evaluated.
+
+    Raises:
+        InputError: w is neither finite, nor a tensor, nor a function; or an attribute is out of range.
     """
 
     w: Scale
@@ -52,7 +55,9 @@ class CFG:
     momentum = 0.0  # of a running mean of c - u
 
     def __post_init__(self) -> None:
-        if self.interval is not None and not 0 <= self.interval[0] < self.interval[1]:
+        if not (isinstance(self.w, Tensor) or callable(self.w)):
+            number("guidance", self.w)
+        if self.interval is not None and not _rises(self.interval):
             raise InputError(f"interval must be (low, high) with 0 <= low < high, got {self.interval}")
 
     @property
@@ -90,15 +95,15 @@ class CFGZero(CFG):
 
     Attributes:
         w, interval: as in `CFG`; the first rows are 0 whatever they say.
-        zero_rows: how many rows begin with an output of 0.
+        zero_rows: how many rows begin with an output of 0. They evaluate both branches as the others do; a step of a
+            sampler may take two rows.
     """
 
     zero_rows: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.zero_rows < 0:
-            raise InputError(f"zero_rows must be at least 0, got {self.zero_rows}")
+        whole("zero_rows", self.zero_rows, 0)
 
     def ignores_w(self, row: int) -> bool:
         return row < self.zero_rows
@@ -106,23 +111,25 @@ class CFGZero(CFG):
     def combine(
         self, c: Tensor, u: Tensor, w: Tensor, row: Tensor, ops: Backend, mean: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        cc, cd, dd = ops.inner_products(c, u).unbind()  # d = c - u
-        s = _ratio(cc - cd, cc - 2 * cd + dd)
+        uu, ud, _ = ops.inner_products(u, c).unbind()  # d = u - c
+        s = _ratio(uu - ud, uu)
         keep = row >= self.zero_rows
         return u, keep * w, keep * (1 - w) * s
 
 
 @dataclass(frozen=True)
 class APG(CFG):
-    """Adaptive projected guidance (Sadat et al. 2024, Algorithm 1): `c + (w - 1) s (d - (1 - eta) d_parallel)`.
+    """Adaptive projected guidance on what the network predicts: `c + (w - 1) s (d - (1 - eta) d_parallel)`.
 
     d is c - u, or with momentum `d_t + momentum * (d of the row before)`; s = min(1, norm / |d|); d_parallel is the
-    part of d along c. Projected is what the network predicts; the paper's form is that of a network that predicts x0.
+    part of d along c. Where the network predicts x0 this is Algorithm 1 of Sadat et al. 2024, which projects
+    x0-predictions. For eps, v or flow it is the form that diffusers has, and another method: it projects along those,
+    its mean weighs rows otherwise, and the paper's values of `norm` do not carry over.
 
     Attributes:
         w, interval: as in `CFG`.
         eta: how much of the part along c stays, in 0..1; it is what over-saturates.
-        norm: bound on |d|, > 0; None for none.
+        norm: bound on |d|, > 0, in units of what the network predicts; None for none.
         momentum: in (-1, 1), negative in the paper; other than 0 it keeps one more tensor of the size of the state.
     """
 
@@ -132,11 +139,10 @@ class APG(CFG):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.eta <= 1:
-            raise InputError(f"eta must be in 0..1, got {self.eta}")
-        if self.norm is not None and not self.norm > 0:
-            raise InputError(f"norm must be > 0, or None for no bound, got {self.norm}")
-        if not -1 < self.momentum < 1:
+        number("eta", self.eta, 0, 1)
+        if self.norm is not None:
+            number("norm", self.norm, 0, above=True)
+        if abs(number("momentum", self.momentum)) >= 1:
             raise InputError(f"momentum must be in (-1, 1), got {self.momentum}")
 
     def combine(
@@ -161,36 +167,49 @@ def _ratio(above: Tensor, below: Tensor) -> Tensor:
     return torch.where(below > 0, above / below, 0)
 
 
-def rule(guidance: Scale | CFG) -> CFG:
-    """Return guidance as a rule; a scale alone is classifier-free guidance."""
+def _rises(interval: tuple[float, float]) -> bool:
+    try:
+        low, high = interval
+        return 0 <= low < high
+    except (TypeError, ValueError):
+        return False
+
+
+def as_rule(guidance: Scale | CFG) -> CFG:
+    """Return guidance as a rule; a scale alone is classifier-free guidance. Raises InputError as `CFG` does."""
     return guidance if isinstance(guidance, CFG) else CFG(guidance)
 
 
-def scales(
+def w_of_rows(
     rule: CFG, plan: Plan, batch: int, device: torch.device, dtype: torch.dtype
 ) -> tuple[Tensor, frozenset[int]]:
     """Return w of each row and sample, [rows, batch], and the rows that evaluate the conditional branch alone.
 
     Raises:
-        InputError: w has another shape, or it or the interval depends on the noise levels of a plan without any.
+        InputError: w has another shape or is not finite at a level, or it or the interval depends on the noise levels
+            of a plan without any. What tensors hold is not read.
     """
     rows = range(len(plan))
     inside = [rule.interval is None or rule.interval[0] < level <= rule.interval[1] for level in _levels(rule, plan)]
     if isinstance(rule.w, Tensor):
         shapes = (), (batch,), (len(plan), 1), (len(plan), batch)
         if rule.w.shape not in shapes:
-            raise InputError(f"guidance must be a number or have shape {shapes[1:]}, got {tuple(rule.w.shape)}")
+            wanted = f"[B], [rows, 1] or [rows, B] with B = {batch} and rows = {len(plan)}"
+            raise InputError(f"guidance must be a number or a tensor {wanted}, got shape {tuple(rule.w.shape)}")
         given = rule.w.to(device=device, dtype=dtype).resolve_neg()
         w = torch.where(torch.tensor(inside, device=device)[:, None], given, 1)
         plain = {row for row in rows if not inside[row]}
     else:
         chosen = [
-            float(rule.w(level) if callable(rule.w) else rule.w) if within else 1.0
-            for level, within in zip(_levels(rule, plan), inside, strict=True)
+            _finite(rule.w, level) if within else 1.0 for level, within in zip(_levels(rule, plan), inside, strict=True)
         ]
         w = torch.tensor(chosen, device=device, dtype=dtype)[:, None]
         plain = {row for row in rows if chosen[row] == 1}
     return w.expand(len(plan), batch), frozenset(row for row in plain if not rule.ignores_w(row))
+
+
+def _finite(w: float | Callable[[float], float], level: float) -> float:
+    return number(f"guidance at sigma / alpha = {level:g}", w(level)) if callable(w) else float(w)
 
 
 def _levels(rule: CFG, plan: Plan) -> list[float]:

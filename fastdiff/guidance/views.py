@@ -6,13 +6,14 @@ Every view is orthogonal: it moves and negates elements, so that noise stays noi
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fastdiff.errors import InputError
+from fastdiff.errors import InputError, whole
 from fastdiff.guidance.branches import Model
 from fastdiff.guidance.networks import Wrapper
 
@@ -29,13 +30,21 @@ negation = View(torch.neg, torch.neg)
 
 
 def flip(axis: int) -> View:
-    """Mirror along an axis of the image: -1 swaps left and right, -2 top and bottom."""
+    """Mirror along an axis of the image: -1 swaps left and right, -2 top and bottom. InputError if it is >= 0."""
+    if axis >= 0:
+        raise InputError(f"axes of an image count from its end, -1 is the last: got axis {axis}")
     return View(lambda x: x.flip(axis), lambda x: x.flip(axis))
 
 
 def rotation(quarters: int) -> View:
-    """Turn square images [B, C, H, H] by quarters of a circle, against the clock."""
-    return View(lambda x: x.rot90(quarters, (-2, -1)), lambda x: x.rot90(-quarters, (-2, -1)))
+    """Turn square images [B, C, H, H] by quarters of a circle, against the clock; others raise InputError."""
+
+    def turn(x: Tensor, times: int) -> Tensor:
+        if x.shape[-2] != x.shape[-1]:
+            raise InputError(f"a rotation needs square images, got {tuple(x.shape)}")
+        return x.rot90(times, (-2, -1))
+
+    return View(lambda x: turn(x, quarters), lambda x: turn(x, -quarters))
 
 
 def permutation(order: Sequence[int] | Tensor, axes: int = 2) -> View:
@@ -46,16 +55,16 @@ def permutation(order: Sequence[int] | Tensor, axes: int = 2) -> View:
         axes: how many axes at the end are positions: 2 for pixels, 1 for columns of pixels or coordinates of points.
 
     Raises:
-        InputError: order is no permutation.
+        InputError: order is no permutation, or of another number of positions than an image has behind its batch.
     """
-    there = _checked(order)
+    there, axes = _checked(order), whole("axes", axes, 1)
     on = functools.cache(lambda device: (there.to(device), there.argsort().to(device)))
 
     def move(x: Tensor, way: int) -> Tensor:
-        flat = x.flatten(-axes)
-        if flat.shape[-1] != len(there):
-            raise InputError(f"this view permutes {len(there)} positions, and the image has {flat.shape[-1]}")
-        return flat.index_select(-1, on(x.device)[way]).view(x.shape)
+        positions = math.prod(x.shape[1:][-axes:])
+        if x.ndim <= axes or positions != len(there):
+            raise InputError(f"this view permutes {len(there)} positions on {axes} axes, got images {tuple(x.shape)}")
+        return x.flatten(-axes).index_select(-1, on(x.device)[way]).view(x.shape)
 
     return View(lambda x: move(x, 0), lambda x: move(x, 1))
 
@@ -82,7 +91,7 @@ def patches(order: Sequence[int] | Tensor, side: int, width: int) -> View:
         InputError: order is no permutation, or the patches do not fill an image.
     """
     patch = _checked(order)
-    across = width // side
+    across = width // whole("side", side, 1)
     if across * side != width or len(patch) % across:
         raise InputError(f"{len(patch)} patches of side {side} do not fill an image of width {width}")
     pixels = torch.arange(len(patch) * side * side).view(-1, side, across, side)
@@ -94,7 +103,7 @@ def _checked(order: Sequence[int] | Tensor) -> Tensor:
     indices = torch.as_tensor(order).flatten().cpu()
     if len(indices) == 0 or not torch.equal(indices.sort().values, torch.arange(len(indices))):
         raise InputError("order must hold each of 0..n-1 once")
-    return indices
+    return indices.long()
 
 
 class Views(Wrapper):
@@ -107,7 +116,7 @@ class Views(Wrapper):
         views: what to look at, at least one; their conditions are the second axis of tensors in cond, [B, views, ...].
 
     Raises:
-        InputError: there is no view.
+        InputError: there is no view, or the model is an Autoguidance.
     """
 
     def __init__(self, model: Model, views: Sequence[View]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fastdiff.samplers import sigmas, spacing
-from fastdiff.samplers.adams import deis, ipndm, plms, pndm
+from fastdiff.samplers.adams import deis, ipndm, lms, plms, pndm
 from fastdiff.samplers.consistency import consistency, lcm, tcd
 from fastdiff.samplers.ddim import ddim
 from fastdiff.samplers.ddpm import ddpm
@@ -24,7 +24,6 @@ from fastdiff.samplers.euler import euler, euler_ancestral
 from fastdiff.samplers.flow import flow_heun
 from fastdiff.samplers.inversion import ddim_inversion
 from fastdiff.samplers.langevin import annealed_langevin, langevin, predictor_corrector
-from fastdiff.samplers.lms import lms
 from fastdiff.samplers.progressive_vae import epsilon_decoder
 from fastdiff.samplers.registry import SAMPLERS, make, named, sampler
 from fastdiff.samplers.resampling import repaint, restart
@@ -32,6 +31,10 @@ from fastdiff.samplers.sa import sa_solver
 from fastdiff.samplers.second_order import heun, kdpm2, kdpm2_ancestral
 from fastdiff.samplers.sigma_space import gradient_estimation, sigma_space
 from fastdiff.samplers.unipc import unipc
+
+# The modules above register in their own order.
+for name in sorted(SAMPLERS):
+    SAMPLERS[name] = SAMPLERS.pop(name)
 
 __all__ = [
     "SAMPLERS",

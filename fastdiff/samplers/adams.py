@@ -1,4 +1,4 @@
-"""Multistep methods in eps (Adams-Bashforth): DEIS and PNDM, which differ in their weights and in how they begin."""
+"""Multistep methods in eps (Adams-Bashforth): DEIS, LMS and PNDM, which differ in weights and in how they begin."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from typing_extensions import Unpack
 
-from fastdiff.errors import InputError, lookup
+from fastdiff.errors import InputError, lookup, whole
 from fastdiff.plan import HISTORY_SLOTS, Plan
 from fastdiff.samplers.levels import Level
-from fastdiff.samplers.registry import sampler
+from fastdiff.samplers.registry import sampler, variant
 from fastdiff.samplers.rows import Options, Rows
 from fastdiff.schedules import Array, Schedule
 
@@ -26,7 +25,9 @@ _BASES: dict[str, Callable[[Schedule, Array], Array]] = {
     "rho": lambda schedule, ratio: ratio,
     "log_rho": lambda schedule, ratio: np.log(ratio),
 }
-_WARM_UPS = {"runge_kutta": "four evaluations a step", "heun": "two in the first step", "euler": "rising order"}
+# Means of slopes over a step multiply what x0 changes in it by about this ratio of its levels: past 100, as from a
+# level with next to no signal, they would be worse than the first slope alone.
+_STEEP = 100.0
 
 
 @sampler
@@ -50,29 +51,43 @@ def deis(
         basis: what it is a polynomial of: "t" (tAB-DEIS), "rho" (rhoAB-DEIS, rho = sigma / alpha) or "log_rho" (the
             authors' code and diffusers).
         warm_up: the first order - 1 steps: "euler" lets the order rise from 1, which limits the error to second
-            order; "runge_kutta" keeps the order by four evaluations a step, and needs a first level with signal.
-        lower_order_final: whether the order falls to 1 at the end. A last step onto clean data has order 1 always.
+            order; "runge_kutta" keeps the order by four evaluations a step, but for steps over which sigma / alpha
+            falls more than a hundredfold, as from pure noise.
+        lower_order_final: whether the order falls to 1 at the end. A last step onto clean data, where log rho is
+            infinite, has order 1 always, except in the basis "rho".
         options: what most samplers take; see `Options`.
 
     Raises:
-        InputError: an argument is out of range or a name is unknown.
+        InputError: an argument is out of range or a name is unknown, or levels for the basis "t" share a time.
     """
-    check_order(order)
+    order = whole("order", order, 1, MAX_ORDER)
     lookup("basis", basis, _BASES)
-    lookup("warm_up", warm_up, dict.fromkeys(("euler", "runge_kutta")))
+    warming = lookup("warm_up", warm_up, {"euler": 0, "runge_kutta": order - 1})
     rows = Rows(schedule, steps, **options)
-    if warm_up == "runge_kutta" and order > 1:
-        rows.need_signal("deis with warm_up='runge_kutta'")
     count = len(rows.steps())
+    if basis == "t" and len({now.time for now, _ in rows.steps()}) < count:
+        raise InputError(
+            "basis='t' needs levels at distinct times: keep sigmas within the schedule's, or use 'log_rho'"
+        )
     for i, (now, after) in enumerate(rows.steps()):
-        if warm_up == "runge_kutta" and i < order - 1 and after.sigma:
-            add_runge_kutta(rows, i, now, rows.between((now.ratio + after.ratio) / 2), after)
+        if warming and not _steep(now, after):
+            _add_runge_kutta(rows, _slot(i, order), now, rows.between((now.ratio + after.ratio) / 2), after)
+            warming -= 1
             continue
-        usable = min(order, i + 1, count - i if lower_order_final else order) if after.sigma else 1
+        usable = min(order, i + 1, count - i if lower_order_final else order) if after.sigma or basis == "rho" else 1
         nodes = [level for level in rows.levels[i + 1 - usable : i + 1] if level.alpha]
         weights = _integrals(schedule, basis, nodes[::-1], after) if len(nodes) > 1 else [0.0]
         add_adams(rows, i, order, now, after, weights[1:])
     return rows.plan(stores="eps")
+
+
+@sampler
+def lms(schedule: Schedule, steps: int | None = 20, order: int = 4, **options: Unpack[Options]) -> Plan:
+    """Linear multistep (k-diffusion's LMS): `deis` in the basis "rho", of an order that rises from 1.
+
+    Arguments and errors are those of `deis`.
+    """
+    return deis(schedule, steps, order, basis="rho", **options)
 
 
 @sampler
@@ -93,46 +108,38 @@ def pndm(
         steps: how many steps; None is one for every level.
         order: how many eps are combined, 1..4.
         warm_up: the first order - 1 steps: "runge_kutta" (F-PNDM: four evaluations a step), "heun" (`plms`: two in
-            the first), or "euler" (`ipndm`: one). The first two need a first level with signal.
+            the first), or "euler" (`ipndm`: one). Steps over which sigma / alpha falls more than a hundredfold, as from
+            pure noise, have one in any case, and the first two begin after them.
         options: what most samplers take; see `Options`.
 
     Raises:
         InputError: an argument is out of range or a name is unknown, or "runge_kutta" meets times that do not rise
             with the index.
     """
-    check_order(order)
-    lookup("warm_up", warm_up, _WARM_UPS)
+    order = whole("order", order, 1, MAX_ORDER)
+    warming = lookup("warm_up", warm_up, {"runge_kutta": order - 1, "heun": 1, "euler": 0})
     options.setdefault("spacing", "trailing")
     rows = Rows(schedule, steps, **options)
-    if warm_up != "euler":
-        rows.need_signal(f"pndm with warm_up={warm_up!r}")
     for i, (now, after) in enumerate(rows.steps()):
-        if warm_up == "runge_kutta" and i < order - 1 and after.sigma:
-            add_runge_kutta(rows, i, now, _halfway(rows, now, after), after)
-        elif warm_up == "heun" and i == 0 and after.sigma:
-            _add_heun(rows, order, now, after)
+        if warming and not _steep(now, after):
+            if warm_up == "heun":
+                _add_heun(rows, _slot(i, order), now, after)
+            else:
+                _add_runge_kutta(rows, _slot(i, order), now, _halfway(rows, now, after), after)
+            warming -= 1
         else:
             step = after.ratio - now.ratio
             add_adams(rows, i, order, now, after, [step * weight for weight in _EQUAL_STEPS[min(i, order - 1)]])
     return rows.plan(stores="eps")
 
 
-@sampler
-def plms(schedule: Schedule, steps: int | None = 20, order: int = 4, **options: Unpack[Options]) -> Plan:
-    """PLMS: `pndm` whose first step alone has two evaluations (Rombach et al. 2022's code; diffusers' skip_prk_steps).
-
-    Arguments and errors are those of `pndm`.
-    """
-    return pndm(schedule, steps, order, warm_up="heun", **options)
-
-
-@sampler
-def ipndm(schedule: Schedule, steps: int | None = 20, order: int = 4, **options: Unpack[Options]) -> Plan:
-    """iPNDM: `pndm` whose order rises from 1, one evaluation a step (Zhang & Chen 2022, appendix H.2).
-
-    Arguments and errors are those of `pndm`.
-    """
-    return pndm(schedule, steps, order, warm_up="euler", **options)
+plms = variant(
+    *(pndm, "plms", "PLMS: `pndm` with one step of Heun (Rombach et al. 2022's code; diffusers' skip_prk_steps)."),
+    warm_up="heun",
+)
+ipndm = variant(
+    pndm, "ipndm", "iPNDM: `pndm` whose order rises from 1 (Zhang & Chen 2022, appendix H.2).", warm_up="euler"
+)
 
 
 def add_adams(rows: Rows, i: int, order: int, now: Level, after: Level, past: Sequence[float]) -> None:
@@ -142,12 +149,20 @@ def add_adams(rows: Rows, i: int, order: int, now: Level, after: Level, past: Se
     exactly. The last order - 1 eps are kept, in slots that take turns.
     """
     weights = [after.alpha * weight for weight in past]
-    reads: dict[str, Any] = {f"ch{(i - 1 - k) % (order - 1)}": weight for k, weight in enumerate(weights)}
-    slot = i % (order - 1) if order > 1 else -1
-    rows.add(now, c0=after.alpha, ce=after.sigma - sum(weights), slot=slot, **reads)
+    reads: dict[str, Any] = {f"ch{_slot(i - 1 - k, order)}": weight for k, weight in enumerate(weights)}
+    rows.add(now, c0=after.alpha, ce=after.sigma - sum(weights), slot=_slot(i, order), **reads)
 
 
-def add_runge_kutta(rows: Rows, slot: int, now: Level, middle: Level, after: Level) -> None:
+def _slot(i: int, order: int) -> int:
+    """Return where the eps of step i is kept."""
+    return i % (order - 1) if order > 1 else -1
+
+
+def _steep(now: Level, after: Level) -> bool:
+    return now.ratio > _STEEP * after.ratio
+
+
+def _add_runge_kutta(rows: Rows, slot: int, now: Level, middle: Level, after: Level) -> None:
     """Add the four rows of a Runge-Kutta step in sigma / alpha; the eps of its beginning stays in the slot.
 
     The anchor gathers the result, of which the stages take back what they are not to see.
@@ -164,9 +179,8 @@ def _read(slot: int, weight: float) -> dict[str, Any]:
     return {f"ch{slot}": weight}
 
 
-def _add_heun(rows: Rows, order: int, now: Level, after: Level) -> None:
+def _add_heun(rows: Rows, slot: int, now: Level, after: Level) -> None:
     step = after.alpha * (after.ratio - now.ratio)
-    slot = 0 if order > 1 else -1
     rows.add(now, c0=after.alpha, ce=after.sigma, dx=after.alpha / now.alpha, dy=0.0, de=step / 2, slot=slot)
     rows.add(after, cy=1.0, ce=step / 2)
 
@@ -179,31 +193,22 @@ def _halfway(rows: Rows, now: Level, after: Level) -> Level:
 def _integrals(schedule: Schedule, basis: str, nodes: Sequence[Level], after: Level) -> list[float]:
     """Return the integral over sigma / alpha, from the first node to `after`, of each node's Lagrange polynomial."""
     place = _BASES[basis]
-    ratio, weight = _quadrature(schedule, nodes[0].ratio, after.ratio)
-    return lagrange_integrals(place(schedule, np.array([node.ratio for node in nodes])), place(schedule, ratio), weight)
-
-
-def lagrange_integrals(at: npt.ArrayLike, x: Array, weight: Array) -> list[float]:
-    """Return the integral of each node's Lagrange polynomial, by a quadrature with its own nodes x and weights."""
-    nodes = np.asarray(at, dtype=np.float64)
-    others = [np.delete(nodes, k) for k in range(len(nodes))]
+    ratio, weight = _quadrature(schedule, basis, nodes[0].ratio, after.ratio)
+    at, x = place(schedule, np.array([node.ratio for node in nodes])), place(schedule, ratio)
+    others = [np.delete(at, k) for k in range(len(at))]
     return [
         float(weight @ np.prod((x[:, None] - rest) / (node - rest), axis=1))
-        for node, rest in zip(nodes, others, strict=True)
+        for node, rest in zip(at, others, strict=True)
     ]
 
 
-def _quadrature(schedule: Schedule, start: float, end: float) -> tuple[Array, Array]:
+def _quadrature(schedule: Schedule, basis: str, start: float, end: float) -> tuple[Array, Array]:
     """Return Gauss-Legendre nodes in sigma / alpha and weights, exact to rounding on each piece between two levels."""
+    if basis == "rho":  # whole polynomials, and the end may be 0
+        return start + (end - start) / 2 * (1 + _NODE), (end - start) / 2 * _WEIGHT
     pieces = -schedule.lambda_[::-1]
     high, low = np.log(start), np.log(end)
     edges = np.concatenate([[high], pieces[(low < pieces) & (pieces < high)], [low]])
     half = np.diff(edges)[:, None] / 2
     ratio = np.exp(edges[:-1, None] + half * (1 + _NODE))
     return ratio.ravel(), (half * _WEIGHT * ratio).ravel()
-
-
-def check_order(order: int) -> None:
-    """Raise InputError if the history has no room for the eps of an order."""
-    if order not in range(1, MAX_ORDER + 1):
-        raise InputError(f"order must be a whole number in 1..{MAX_ORDER}, got {order}")

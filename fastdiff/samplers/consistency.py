@@ -7,7 +7,7 @@ import math
 import numpy as np
 from typing_extensions import Unpack
 
-from fastdiff.errors import InputError
+from fastdiff.errors import InputError, number
 from fastdiff.plan import Plan
 from fastdiff.prediction import SIGMA_DATA
 from fastdiff.samplers.levels import Level, at_index, step_variance
@@ -64,8 +64,8 @@ def lcm(
     Raises:
         InputError: an argument is out of range or a name is unknown.
     """
-    if timestep_scaling is not None and not timestep_scaling > 0:
-        raise InputError(f"timestep_scaling must be > 0, or None, got {timestep_scaling}")
+    if timestep_scaling is not None:
+        timestep_scaling = number("timestep_scaling", timestep_scaling, 0, above=True)
     rows = _distilled_rows(schedule, steps, original_steps, options)
     for now, after in rows.steps():
         skip, out = (0.0, 1.0) if timestep_scaling is None else _boundary(timestep_scaling * now.time)
@@ -94,8 +94,9 @@ def tcd(
     Raises:
         InputError: an argument is out of range or a name is unknown.
     """
-    if not 0 <= gamma <= 1:
-        raise InputError(f"gamma must be in 0..1, got {gamma}")
+    gamma = number("gamma", gamma, 0, 1)
+    if (np.diff(schedule.time) <= 0).any():
+        raise InputError("tcd needs a schedule whose times rise with the index: see Schedule.with_time")
     rows = _distilled_rows(schedule, steps, original_steps, options)
     for now, after in rows.steps():
         s = _aim(schedule, after, gamma)

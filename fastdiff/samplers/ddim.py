@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import numpy as np
 from typing_extensions import Unpack
 
-from fastdiff.errors import InputError
+from fastdiff.errors import InputError, lookup, number
 from fastdiff.plan import Plan
 from fastdiff.samplers.levels import Level, posterior_variance, step_variance
 from fastdiff.samplers.registry import sampler
@@ -16,6 +15,7 @@ from fastdiff.samplers.rows import Common, Rows
 from fastdiff.schedules import Schedule
 
 SIGMA_HAT = "sigma-hat"
+_NAMED_ETAS = {SIGMA_HAT: "the direction of eta = 1, and noise of the larger variance"}
 
 
 @sampler
@@ -23,14 +23,16 @@ def ddim(
     schedule: Schedule,
     steps: int | None = 50,
     eta: float | str = 0.0,
-    spacing: str = "leading",
+    spacing: str | None = "leading",
     timesteps: Sequence[int] | None = None,
     gaps: str = "visited",
     **options: Unpack[Common],
 ) -> Plan:
     """DDIM: `x_prev = alpha_prev x0 + sqrt(sigma_prev^2 - s^2) eps + s z` (Song et al. 2020, eq. 12).
 
-    Written in (alpha, sigma), so it holds for every schedule, variance preserving or not.
+    Written in (alpha, sigma), so it holds for every schedule, variance preserving or not: on `schedules.flow` it is
+    Euler's method of flow matching. "leading", its default, begins below the noisiest level: where that is pure noise
+    (a flow, zero terminal SNR) take "trailing" (Lin et al. 2023).
 
     Args:
         schedule: the noise levels the network was trained on.
@@ -42,8 +44,8 @@ def ddim(
         spacing: which levels to visit; see `fastdiff.samplers.spacing` and `fastdiff.samplers.sigmas`.
         timesteps: schedule indices to visit instead, falling strictly; `steps` and `spacing` are then not used.
         gaps: "visited" steps to the next level that is visited. "uniform" steps T // steps levels down, as diffusers
-            does, which misses the next level where steps does not divide T; with final="sigma_min" and
-            timesteps one above those of "leading", that is what Stable Diffusion's configuration says.
+            does: where steps does not divide T, the network is asked at another level than the state's. With
+            final="sigma_min" and timesteps one above those of "leading" it is Stable Diffusion's configuration.
         options: what every sampler takes; see `Common`. With `rederive_eps` (the authors' way) eps follows the clip.
 
     Returns:
@@ -53,27 +55,27 @@ def ddim(
         InputError: an argument is out of range, a name is unknown, or eta asks for more noise than a level holds.
     """
     rows = Rows(schedule, steps, spacing=spacing, timesteps=timesteps, **options)
+    at = rows.levels[0]
     for now, after in rows.steps(gaps):
         direction, noise = _variances(now, after, eta)
         rows.add(
+            at,
             now,
+            after,
             c0=after.alpha,
             ce=math.sqrt(max(after.sigma**2 - direction, 0.0)),
             cz=math.sqrt(noise),
         )
+        at = after
     return rows.plan()
 
 
 def _variances(now: Level, after: Level, eta: float | str) -> tuple[float, float]:
     """Return the variance that the direction term makes room for, and the variance of the noise drawn."""
     small = posterior_variance(now, after)
-    if eta == SIGMA_HAT:
+    if isinstance(eta, str) and lookup("eta", eta, _NAMED_ETAS):
         return small, step_variance(now, after) if after.sigma else 0.0
-    if not isinstance(eta, (int, float, np.floating)):
-        raise InputError(f"eta must be a number >= 0 or {SIGMA_HAT!r}, got {eta!r}")
-    if not 0 <= eta < math.inf:
-        raise InputError(f"eta must be >= 0 and finite, got {eta}")
-    variance = float(eta) ** 2 * small
+    variance = number("eta", eta, 0) ** 2 * small
     # Rounding may put s a last digit above sigma_prev; more than that is a wrong eta.
     if variance > after.sigma**2 * (1 + 1e-9):
         raise InputError(f"eta={eta} asks for more noise than the next level holds: use a smaller eta")

@@ -42,7 +42,7 @@ def ddpm(
     schedule: Schedule,
     steps: int | None = None,
     variance: str = "small",
-    spacing: str = "leading",
+    spacing: str | None = "leading",
     timesteps: Sequence[int] | None = None,
     **options: Unpack[Common],
 ) -> Plan:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import math
-
 from typing_extensions import Unpack
 
-from fastdiff.errors import InputError, lookup
+from fastdiff.errors import InputError, lookup, number, whole
 from fastdiff.plan import Plan
 from fastdiff.samplers.exponential import Integral, add_multistep, add_rows, falling, rows_of, solver_mean
 from fastdiff.samplers.registry import named, variant
 from fastdiff.samplers.rows import Options
 from fastdiff.schedules import Schedule
 
-ORDERS = (1, 2, 3)
+SOLVERS = ("midpoint", "heun")
 _THIRD = {"exact": True, "peers": False}
 
 
@@ -53,10 +51,9 @@ def dpmpp(
     Raises:
         InputError: an argument is out of range, a name is unknown, or the first level has no signal for "eps".
     """
-    if order not in ORDERS:
-        raise InputError(f"order must be 1, 2 or 3, got {order}")
-    if not 0 <= eta < math.inf or (eta and predicts == "eps"):
-        raise InputError(f"eta must be finite and >= 0, and 0 where eps is predicted, got {eta}")
+    order, mean = whole("order", order, 1, 3), solver_mean(solver, *SOLVERS)
+    if number("eta", eta, 0) and predicts == "eps":
+        raise InputError(f"eta must be 0 where eps is predicted, got {eta}")
     rows = rows_of(schedule, steps, predicts, **options)
     orders = falling(rows, order, lower_order_final)
     if euler_at_final:
@@ -64,7 +61,7 @@ def dpmpp(
     exact = lookup("third", third, _THIRD)
     again = [2 if exact and order == 3 and i == 0 else 0 for i in range(len(orders))]
     etas, curvature = [eta] * len(orders), 1.0 if exact else 0.5
-    add_multistep(rows, orders, again, predicts, etas, solver_mean(solver), curvature)
+    add_multistep(rows, orders, again, predicts, etas, mean, curvature)
     return rows.plan(stores=predicts)
 
 
@@ -75,11 +72,12 @@ def dpmpp_single(
     order: int = 2,
     solver: str = "midpoint",
     predicts: str = "x0",
+    third: str = "exact",
     **options: Unpack[Options],
 ) -> Plan:
     """Singlestep DPM-Solver++ and DPM-Solver: steps of `order` evaluations, whose stages are levels of the plan too.
 
-    Lu et al. 2022b, Algorithm 1 (2S), and 2022a, Algorithms 1 and 2, as diffusers has them. With levels even in lambda
+    Lu et al. 2022b, Algorithm 1 (2S), and 2022a, Algorithms 1 and 2. With levels even in lambda
     (spacing="exponential") the stages lie where the papers have them, at 1/2 of a step, or 1/3 and 2/3. A step from
     pure noise or onto clean data is of first order, and the last one before that takes what evaluations are left.
 
@@ -87,9 +85,11 @@ def dpmpp_single(
         schedule: the noise levels the network was trained on.
         steps: network evaluations; None takes as many as the schedule has levels.
         order: 1 (DDIM), 2 or 3.
-        solver: "midpoint" (a line through the first and the last prediction of a step) or "heun" (all of them,
-            integrated exactly).
+        solver: "midpoint" (the papers': a line through the first and the last prediction of a step) or "heun" (all of
+            them, integrated exactly).
         predicts: "x0" is DPM-Solver++, "eps" DPM-Solver.
+        third: of the second stage of order 3: "exact" integrates its line exactly, as the paper does; "peers" as the
+            solver says, as diffusers does.
         options: what every sampler takes; see `Options`.
 
     Returns:
@@ -98,8 +98,7 @@ def dpmpp_single(
     Raises:
         InputError: an argument is out of range, a name is unknown, or the first level has no signal for "eps".
     """
-    if order not in ORDERS:
-        raise InputError(f"order must be 1, 2 or 3, got {order}")
+    order, exact = whole("order", order, 1, 3), lookup("third", third, _THIRD)
     rows = rows_of(schedule, steps, predicts, **options)
     count, noisiest, cleanest = len(rows.steps()), rows.levels[0], rows.levels[-1]
     first, last = int(noisiest.alpha == 0), count - int(cleanest.sigma == 0)
@@ -107,7 +106,8 @@ def dpmpp_single(
     for i in range(count):
         stage = (i - first) % order if first <= i < last else 0
         nodes = range(i - stage, i + 1, max(stage, 1) if solver == "midpoint" else 1)
-        mean = solver_mean(solver if stage == 1 else "heun")
+        exactly = stage == 2 or (exact and stage == 1 and order == 3 and i + 1 < last)
+        mean = solver_mean("heun" if exactly else solver, *SOLVERS)
         predictors.append(Integral(i - stage, i + 1, nodes, predicts, mean=mean))
     add_rows(rows, predictors)
     return rows.plan(stores=predicts)

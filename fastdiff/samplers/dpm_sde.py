@@ -6,7 +6,7 @@ import math
 
 from typing_extensions import Unpack
 
-from fastdiff.errors import InputError
+from fastdiff.errors import number
 from fastdiff.plan import Plan
 from fastdiff.samplers.registry import sampler
 from fastdiff.samplers.rows import Options, Rows
@@ -39,8 +39,7 @@ def dpmpp_sde(
     Raises:
         InputError: an argument is out of range or a name is unknown, or the first level is pure noise.
     """
-    if not 0 < r < 1:
-        raise InputError(f"r must be between 0 and 1, got {r}")
+    r = number("r", r, 0, 1, above=True, below=True)
     rows = Rows(schedule, steps, **options)
     rows.need_signal("dpmpp_sde")
     for step in straight(rows.levels):

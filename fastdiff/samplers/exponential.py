@@ -103,9 +103,9 @@ class Integral(NamedTuple):
         return weights
 
 
-def solver_mean(solver: str) -> Mean:
-    """Return E[theta] for two predictions by the name of a solver. Raises InputError for an unknown name."""
-    return lookup("solver", solver, _MEANS)
+def solver_mean(solver: str, *known: str) -> Mean:
+    """Return E[theta] for two predictions by the name of a solver. Raises InputError for one that is not known."""
+    return lookup("solver", solver, {name: _MEANS[name] for name in known})
 
 
 def rows_of(schedule: Schedule, steps: int | None, predicts: str, **options: Unpack[Options]) -> Rows:

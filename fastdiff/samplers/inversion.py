@@ -35,7 +35,6 @@ def ddim_inversion(schedule: Schedule, steps: int | None = 50, **options: Unpack
     """
     options.setdefault("spacing", "leading")
     rows = Rows(schedule, steps, **options)
-    rows.levels.reverse()
-    for now, after in rows.steps():
-        rows.add(now, after, cx=after.alpha / now.alpha, ce=after.sigma - after.alpha * now.ratio)
+    for after, now in reversed(rows.steps()):
+        rows.add(now, after, after, cx=after.alpha / now.alpha, ce=after.sigma - after.alpha * now.ratio)
     return rows.plan(init_scale=0.0)

@@ -6,7 +6,7 @@ import math
 
 from typing_extensions import Unpack
 
-from fastdiff.errors import InputError, lookup
+from fastdiff.errors import lookup, number, whole
 from fastdiff.plan import Plan
 from fastdiff.samplers.levels import Level, step_variance
 from fastdiff.samplers.registry import sampler
@@ -32,7 +32,8 @@ def langevin(
     Args:
         schedule: the noise levels the network was trained on.
         steps: how many steps, each with one network evaluation.
-        sigma: the level, by its sigma / alpha; None is the noisiest one.
+        sigma: the level, by its sigma / alpha; None is the noisiest one, or what a spacing
+            of one level picks.
         step_size: delta / sigma^2, in 0..2, without both.
         denoise: whether one more row goes from there to the level to land on: clean data, x + sigma^2 score.
         options: what most samplers take; see `Options`.
@@ -46,7 +47,7 @@ def langevin(
     if sigma is not None:
         options["sigmas"] = [sigma]
     rows = Rows(schedule, 1, **options)
-    _anneal(rows, steps, step_size, denoise)
+    _anneal(rows, whole("steps", steps, 1), step_size, denoise)
     return rows.plan()
 
 
@@ -81,7 +82,7 @@ def annealed_langevin(
     options.setdefault("spacing", "exponential")
     rows = Rows(schedule, steps, **options)
     rows.need_signal("annealed_langevin")
-    _anneal(rows, per_level, step_size, denoise)
+    _anneal(rows, whole("per_level", per_level, 1), step_size, denoise)
     return rows.plan()
 
 
@@ -115,15 +116,14 @@ def predictor_corrector(
     Raises:
         InputError: an argument is out of range or a name is unknown, or the first level is pure noise.
     """
-    if not 0 < snr < 1:
-        raise InputError(f"snr must be above 0 and below 1, got {snr}")
-    _check_count("corrector_steps", corrector_steps, least=0)
+    snr = number("snr", snr, 0, 1, above=True, below=True)
+    corrector_steps = whole("corrector_steps", corrector_steps, 0)
     add_predictor = lookup("predictor", predictor, _PREDICTORS)
     rows = Rows(schedule, steps, **options)
     rows.need_signal("predictor_corrector")
     for now, after in rows.steps():
         for _ in range(corrector_steps):
-            _add_langevin(rows, now, 2 * (snr * now.alpha / after.alpha) ** 2)
+            _add_langevin(rows, now, now, 2 * (snr * now.alpha / after.alpha) ** 2)
         add_predictor(rows, now, after)
     return rows.plan()
 
@@ -147,26 +147,20 @@ _PREDICTORS = {"reverse_diffusion": _add_reverse_diffusion, "ancestral": _add_an
 
 
 def _anneal(rows: Rows, per_level: int, step_size: float, denoise: bool) -> None:
-    _check_count("steps at a level", per_level, least=1)
-    if not 0 < step_size < 2:
-        raise InputError(f"step_size must be above 0 and below 2, where Langevin dynamics diverges, got {step_size}")
-    *levels, lands = rows.levels
-    if not denoise:
-        rows.levels = levels
+    step_size = number("step_size", step_size, 0, 2, above=True, below=True)  # from 2 on Langevin dynamics diverges
+    *levels, end = rows.levels
     for level, following in zip(levels, [*levels[1:], levels[-1]], strict=True):
-        for _ in range(per_level - 1):
-            _add_langevin(rows, level, step_size)
-        # x / alpha goes on to the next level as it is.
-        _add_langevin(rows, level, step_size, scale=1.0 if following is level else following.alpha / level.alpha)
+        for after in [*[level] * (per_level - 1), following]:
+            _add_langevin(rows, level, after, step_size)
     if denoise:
-        add_euler(rows, Step(levels[-1], lands, lands))
+        add_euler(rows, Step(levels[-1], end, end))
 
 
-def _add_langevin(rows: Rows, at: Level, step_size: float, scale: float = 1.0) -> None:
-    """Add the row of a Langevin step of `delta = step_size sigma^2`, where the score is -eps / sigma."""
-    rows.add(at, cx=scale, ce=-scale * step_size * at.sigma, cz=scale * math.sqrt(2 * step_size) * at.sigma)
+def _add_langevin(rows: Rows, now: Level, after: Level, step_size: float) -> None:
+    """Add the row of a Langevin step of `delta = step_size sigma^2`, where the score is -eps / sigma.
 
-
-def _check_count(name: str, count: int, least: int) -> None:
-    if not isinstance(count, int) or count < least:
-        raise InputError(f"{name} must be a whole number, at least {least}, got {count!r}")
+    x / alpha goes on to another level as it is.
+    """
+    scale = 1.0 if after is now else after.alpha / now.alpha
+    step = scale * now.sigma
+    rows.add(now, None, after, cx=scale, ce=-step * step_size, cz=step * math.sqrt(2 * step_size))

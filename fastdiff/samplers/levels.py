@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import numpy.typing as npt
+from typing_extensions import Unpack
 
-from fastdiff.errors import InputError, lookup
+from fastdiff.errors import InputError, lookup, whole
 from fastdiff.samplers import sigmas as falling
 from fastdiff.samplers import spacing as spacings
 from fastdiff.schedules import Schedule
 
-_FINAL = {"zero": "clean data", "sigma_min": "the cleanest level of the schedule"}
+# Whether the last step lands on a level with noise, rather than on clean data.
+_LANDS = {"zero": False, "sigma_min": True}
 
 
 class Level(NamedTuple):
@@ -41,7 +43,9 @@ class Level(NamedTuple):
     @property
     def lambda_(self) -> float:
         """`log(alpha / sigma)`: inf for clean data, -inf for pure noise."""
-        return -math.log(self.ratio) if 0 < self.ratio < math.inf else math.inf if self.alpha else -math.inf
+        if not self.alpha:
+            return -math.inf
+        return -math.log(self.ratio) if self.sigma else math.inf
 
 
 CLEAN = Level(1.0, 0.0)
@@ -60,49 +64,75 @@ def at_ratio(schedule: Schedule, ratio: float) -> Level:
     return Level(float(alpha), float(sigma), float(time), float(scale_in))
 
 
+class Visits(TypedDict, total=False):
+    """Which levels to visit, beside the spacing.
+
+    Attributes:
+        sigmas: values of sigma / alpha to visit, falling strictly, such as `samplers.sigmas.ays(10)`; they may lie
+            between the schedule's.
+        sigma_min, sigma_max: where spacings by sigma begin and end; None is the schedule's own range.
+        final: where the last step lands: "zero" (clean data) or "sigma_min" (the schedule's cleanest level).
+        start: how many levels to leave out at the noisy end, to begin from noised data.
+    """
+
+    sigmas: npt.ArrayLike | None
+    sigma_min: float | None
+    sigma_max: float | None
+    final: str
+    start: int
+
+
 def visited(
     schedule: Schedule,
     steps: int | None,
-    spacing: str = "leading",
+    spacing: str | None = None,
     timesteps: Sequence[int] | None = None,
-    sigmas: npt.ArrayLike | None = None,
-    between: tuple[float | None, float | None] = (None, None),
-    final: str = "zero",
-    start: int = 0,
-) -> list[Level]:
+    **which: Unpack[Visits],
+) -> tuple[Level, ...]:
     """Return the levels of a plan, noisiest first, and behind them the level that its last step lands on.
 
     Args:
         schedule: the levels that the network was trained on.
         steps: how many levels to visit; None takes every level of the schedule.
         spacing: a name of `spacing.spaced`, which picks levels of the schedule, or of `sigmas.SPACINGS`, which may
-            pick levels in between.
+            pick levels in between. None is "karras", but "trailing" where the schedule begins in pure noise, which is
+            beyond every sigma / alpha, or has one level.
         timesteps: indices of the schedule to visit instead, falling strictly.
-        sigmas: values of sigma / alpha to visit instead, falling strictly and positive.
-        between: the least and the largest value of sigma / alpha for spacings by sigma; None is the schedule's.
-        final: where the last step lands, "zero" (clean data) or "sigma_min" (the cleanest level of the schedule).
-        start: how many of the levels to leave out at the noisy end, to begin from noised data.
+        which: see `Visits`.
 
     Raises:
-        InputError: an argument is out of range or a name is unknown, or no step is left.
+        InputError: an argument is out of range, a name is unknown, two say which levels to visit, or no step is left.
     """
-    lookup("final", final, _FINAL)
-    lookup("spacing", spacing, dict.fromkeys((*spacings.names(), *falling.names())))
-    lands = final == "sigma_min"
-    if timesteps is None and (sigmas is not None or spacing in falling.SPACINGS):
-        ratios = falling.spaced(schedule, steps, spacing, between, lands) if sigmas is None else falling.custom(sigmas)
-        found = [at_ratio(schedule, ratio) for ratio in ratios.tolist()]
-        cleanest = found.pop() if lands and sigmas is None else at_index(schedule, 0)
-    else:
-        T = len(schedule)
-        index = spacings.spaced(T, steps, spacing) if timesteps is None else spacings.custom(T, timesteps)
-        found = [at_index(schedule, i) for i in index.tolist()]
-        cleanest = at_index(schedule, 0)
-    if lands and found[-1].ratio <= cleanest.ratio:
+    lands = lookup("final", which.get("final", "zero"), _LANDS)
+    if spacing is None:
+        has_range = len(schedule) > 1 and (schedule.alpha[-1] > 0 or which.get("sigma_max") is not None)
+        spacing = "karras" if has_range else "trailing"
+    found = _chosen(schedule, steps, spacing, timesteps, lands, which)
+    if lands and found[-2].ratio <= found[-1].ratio:
         raise InputError("final='sigma_min' needs a last level above the schedule's cleanest: use another spacing")
-    if not 0 <= start < len(found):
-        raise InputError(f"start must be in 0..{len(found) - 1}, so that a step is left, got {start}")
-    return [*found[start:], cleanest if lands else CLEAN]
+    levels = found if lands else (*found, CLEAN)
+    return levels[whole("start", which.get("start", 0), 0, len(levels) - 2) :]
+
+
+def _chosen(
+    schedule: Schedule, steps: int | None, spacing: str, timesteps: Sequence[int] | None, lands: bool, which: Visits
+) -> tuple[Level, ...]:
+    """Return the levels to visit and, where the plan lands on one with noise, that."""
+    lookup("spacing", spacing, dict.fromkeys((*spacings.names(), *falling.names())))
+    sigmas, between = which.get("sigmas"), (which.get("sigma_min"), which.get("sigma_max"))
+    if timesteps is not None and sigmas is not None:
+        raise InputError("timesteps and sigmas both say which levels to visit: give one of them")
+    if timesteps is None and sigmas is None and spacing in falling.SPACINGS:
+        ratios = falling.spaced(schedule, steps, spacing, between, lands)
+        return tuple(at_ratio(schedule, ratio) for ratio in ratios.tolist())
+    if between != (None, None):
+        raise InputError(f"sigma_min and sigma_max need a spacing by sigma: one of {', '.join(falling.names())}")
+    cleanest = [at_index(schedule, 0)] if lands else []
+    if sigmas is not None:
+        return *(at_ratio(schedule, ratio) for ratio in falling.custom(sigmas).tolist()), *cleanest
+    T = len(schedule)
+    index = spacings.spaced(T, steps, spacing) if timesteps is None else spacings.custom(T, timesteps)
+    return *(at_index(schedule, i) for i in index.tolist()), *cleanest
 
 
 def step_variance(now: Level, after: Level) -> float:

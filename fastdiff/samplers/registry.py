@@ -9,7 +9,9 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, ParamSpec
 
-from fastdiff.errors import lookup
+import numpy as np
+
+from fastdiff.errors import InputError, lookup
 from fastdiff.plan import Plan
 from fastdiff.samplers.rows import Options
 from fastdiff.schedules import Schedule
@@ -53,20 +55,30 @@ def named(build: Callable[P, Plan], closed: Collection[str] = ()) -> Callable[P,
         for option in kwargs:
             if option != "schedule":
                 lookup(f"option of {name}", option, known)
+        try:
+            given = signature.bind(*args, **kwargs).arguments
+        except TypeError as error:
+            raise InputError(f"{name}: {error}") from None
         plan = build(*args, **kwargs)
-        given = signature.bind(*args, **kwargs).arguments
         chosen = [
-            f"{option}={getattr(given[option], '__name__', given[option])}"
+            f"{option}={_shown(given[option])}"
             for option in own
             if option in given
             and option not in _SHOWN
-            and repr(given[option]) != repr(signature.parameters[option].default)
+            and not np.array_equal(given[option], signature.parameters[option].default)
         ]
         return replace(plan, name=f"{name}({', '.join(chosen)})" if chosen else name)
 
     return made
 
 
-def make(name: str, schedule: Schedule, **options: Any) -> Plan:
+def _shown(value: Any) -> str:
+    """Return an option's value as a name shows it: numbers without their type, functions by their name."""
+    if isinstance(value, (list, tuple)):
+        return f"({', '.join(map(_shown, value))})"
+    return str(getattr(value, "__name__", value))
+
+
+def make(name: str, schedule: Schedule, /, **options: Any) -> Plan:
     """Build a plan by the sampler's name. Raises InputError for an unknown name or an option it does not take."""
     return lookup("sampler", name, SAMPLERS)(schedule, **options)

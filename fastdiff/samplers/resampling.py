@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from typing_extensions import Unpack
 
-from fastdiff.errors import InputError
+from fastdiff.errors import InputError, number, whole
 from fastdiff.plan import Plan
 from fastdiff.samplers import sigmas
-from fastdiff.samplers.levels import Level
+from fastdiff.samplers.levels import Level, at_index
 from fastdiff.samplers.registry import sampler
 from fastdiff.samplers.rows import Options, Rows
 from fastdiff.samplers.stages import add_euler, add_heun, ancestral, straight
@@ -32,7 +31,8 @@ def restart(
         schedule: the noise levels the network was trained on.
         steps: how many steps beside the restarts; None is one for every level.
         intervals: `(sigma_min, sigma_max, restarts, steps)` of each, in sigma / alpha. sigma_min becomes the nearest
-            level that a step lands on; the `steps` of one way down have Karras' spacing.
+            level that a step lands on; the `steps` of one way down, from at most the schedule's noisiest level, have
+            Karras' spacing.
         options: what most samplers take; see `Options`.
 
     Returns:
@@ -43,10 +43,15 @@ def restart(
     """
     rows = Rows(schedule, steps, **options)
     detours: dict[int, list[list[Level]]] = {}
-    for low, high, restarts, within in intervals:
+    try:
+        parts = [(low, high, restarts, within) for low, high, restarts, within in intervals]
+    except (TypeError, ValueError):
+        raise InputError(f"intervals are tuples (sigma_min, sigma_max, restarts, steps), got {intervals}") from None
+    for low, high, restarts, within in parts:
+        low = number("an interval's sigma_min", low, 0)
         place = min(range(1, len(rows.levels)), key=lambda i: abs(rows.levels[i].ratio - low))
         way = _way_down(rows, high, rows.levels[place], within)
-        detours.setdefault(place, []).extend([way] * restarts)
+        detours.setdefault(place, []).extend([way] * whole("an interval's restarts", restarts, 0))
     for step in straight(rows.levels, detours):
         add_heun(rows, step)
     return rows.plan()
@@ -55,11 +60,10 @@ def restart(
 def _way_down(rows: Rows, high: float, end: Level, steps: int) -> list[Level]:
     """Return the levels of so many steps from sigma / alpha = high down to a level, without that."""
     # Onto clean data, which is no level of the network, the last step is from the cleanest one.
-    low = end.ratio or float(rows.schedule.sigma[0] / rows.schedule.alpha[0])
-    if not low < high < math.inf:
-        raise InputError(f"a restart from sigma = {low:g} needs a larger sigma_max, got {high}: use more steps")
-    if not isinstance(steps, int) or steps < 1:
-        raise InputError(f"a restart needs a whole number of steps, at least 1, got {steps!r}")
+    low, top = end.ratio or at_index(rows.schedule, 0).ratio, at_index(rows.schedule, -1).ratio
+    if not low < number("an interval's sigma_max", high) <= top:
+        raise InputError(f"a restart from sigma = {low:g} needs a sigma_max above it and up to {top:g}, got {high}")
+    steps = whole("an interval's steps", steps, 1)
     return [rows.between(ratio) for ratio in sigmas.karras(steps + bool(end.sigma), low, high)[:steps].tolist()]
 
 
@@ -74,8 +78,9 @@ def repaint(
 ) -> Plan:
     """DDPM that keeps going back: the resampling of RePaint (Lugmayr et al. 2022, Algorithm 1 and appendix B).
 
-    Noise leads up `jump_length` levels in one draw, and steps back down. `fd.sample(..., known=, mask=)` puts in the
-    known region after each row.
+    Noise leads up `jump_length` levels in one draw, and steps back down. As in the authors' schedule, the first jump is
+    from the cleanest level with noise, and clean data come once, at the end. `fd.sample(..., known=, mask=)` puts in
+    the known region after each row.
 
     Args:
         schedule: the noise levels the network was trained on.
@@ -91,13 +96,10 @@ def repaint(
     Raises:
         InputError: an argument is out of range or a name is unknown.
     """
-    if not (isinstance(jump_length, int) and isinstance(jump_samples, int) and jump_length >= 1 and jump_samples >= 1):
-        raise InputError(
-            f"jump_length and jump_samples must be whole numbers, at least 1, got {jump_length!r} and {jump_samples!r}"
-        )
+    jump_length, jump_samples = whole("jump_length", jump_length, 1), whole("jump_samples", jump_samples, 1)
     options.setdefault("spacing", "leading")
     rows = Rows(schedule, steps, **options)
-    places = range(len(rows.levels) - 1, jump_length, -jump_length)
+    places = range(len(rows.levels) - 2, jump_length - 1, -jump_length)
     detours = {place: [rows.levels[place - jump_length : place]] * (jump_samples - 1) for place in places}
     for step in straight(rows.levels, detours):
         add_euler(rows, ancestral(rows, step, eta))

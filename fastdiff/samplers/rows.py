@@ -4,38 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import TypedDict
 
 import numpy as np
 import numpy.typing as npt
+from typing_extensions import Unpack
 
 from fastdiff import prediction as predictions
-from fastdiff.errors import InputError, lookup
+from fastdiff.errors import InputError, lookup, number
 from fastdiff.plan import NEUTRAL, Plan
-from fastdiff.samplers.levels import Level, at_index, at_ratio, visited
+from fastdiff.samplers.levels import Level, Visits, at_index, at_ratio, visited
 from fastdiff.schedules import Schedule
 
 _GAPS = {"visited": "to the next level that is visited", "uniform": "T // steps levels"}
 
 
-class Common(TypedDict, total=False):
-    """What every sampler takes by name, beside which levels of the schedule to visit.
+class Common(Visits, total=False):
+    """What every sampler takes by name, beside what `Visits` lists.
 
     Attributes:
-        sigmas: values of sigma / alpha to visit instead, falling strictly; they may lie between the schedule's.
-        sigma_min, sigma_max: where spacings by sigma begin and end; None is the schedule's own range.
-        final: where the last step lands: "zero" (clean data) or "sigma_min" (the schedule's cleanest level).
-        start: how many levels to leave out at the noisy end, to begin from noised data.
         clip: bound on |x0|; None for none.
         rederive_eps: find eps from the clipped x0 rather than take the network's own.
         prediction: what the network predicts; see `fastdiff.prediction`.
     """
 
-    sigmas: npt.ArrayLike | None
-    sigma_min: float | None
-    sigma_max: float | None
-    final: str
-    start: int
     clip: float | None
     rederive_eps: bool
     prediction: str
@@ -45,11 +36,12 @@ class Options(Common, total=False):
     """What most samplers take by name.
 
     Attributes:
-        spacing: which levels to visit; see `fastdiff.samplers.spacing` and `fastdiff.samplers.sigmas`.
+        spacing: which levels to visit; see `fastdiff.samplers.spacing` and `fastdiff.samplers.sigmas`. None is
+            "karras", but "trailing" where the schedule begins in pure noise.
         timesteps: schedule indices to visit instead, falling strictly.
     """
 
-    spacing: str
+    spacing: str | None
     timesteps: Sequence[int] | None
 
 
@@ -65,27 +57,23 @@ class Rows:
         self,
         schedule: Schedule,
         steps: int | None,
-        *,
-        spacing: str = "karras",
+        spacing: str | None = None,
         timesteps: Sequence[int] | None = None,
-        sigmas: npt.ArrayLike | None = None,
-        sigma_min: float | None = None,
-        sigma_max: float | None = None,
-        final: str = "zero",
-        start: int = 0,
+        *,
         clip: float | None = 1.0,
         rederive_eps: bool = True,
         prediction: str = "eps",
+        **which: Unpack[Visits],
     ) -> None:
         """Choose the levels; the arguments are those of `Options`. Raises InputError where one is out of range."""
         self.schedule = schedule
-        self.levels = visited(schedule, steps, spacing, timesteps, sigmas, (sigma_min, sigma_max), final, start)
-        if clip is not None and not clip > 0:
-            raise InputError(f"clip must be > 0, or None for no clipping, got {clip}")
-        self._gap = len(schedule) // (start + len(self.levels) - 1)
-        self._clip, self._rederive, self._prediction = clip, rederive_eps and clip is not None, prediction
+        self.levels = visited(schedule, steps, spacing, timesteps, **which)
+        self._gap = len(schedule) // (which.get("start", 0) + len(self.levels) - 1)
+        self._clip = None if clip is None else number("clip", clip, 0, above=True)
+        self._rederive, self._prediction = rederive_eps and clip is not None, prediction
         self._at: list[Level] = []
         self._asked: list[Level] = []
+        self._lands: list[Level | None] = []
         self._columns: list[dict[str, float]] = []
 
     def steps(self, gaps: str = "visited") -> list[tuple[Level, Level]]:
@@ -115,13 +103,18 @@ class Rows:
         """Return the standard deviation of the noise that a plan begins with at a level."""
         return 1.0 if self.schedule.variance_preserving else at.sigma
 
-    def add(self, at: Level, asked: Level | None = None, /, **columns: float) -> None:
+    def add(self, at: Level, asked: Level | None = None, lands: Level | None = None, /, **columns: float) -> None:
         """Add the row whose state is at a level; columns that are left out do nothing.
 
-        The network is asked there too, or as if the state were at the level `asked`.
+        Args:
+            at: the level of the state.
+            asked: the network is asked as if the state were here; None is at the state's own level.
+            lands: where the row leads; None is to the next row's level, and from the last one to the last to visit.
+            columns: those of the plan.
         """
         self._at.append(at)
         self._asked.append(asked or at)
+        self._lands.append(lands)
         self._columns.append(columns)
 
     def plan(self, stores: str = "x0", init_scale: float | None = None) -> Plan:
@@ -146,10 +139,12 @@ class Rows:
         if stores == "eps" or {"ce", "de"} & set(columns):
             rederived = {"ex": 1 / sigma, "e0": -alpha / sigma}
             columns |= rederived if self._rederive else {"ex": found.ex, "eo": found.eo}
+        following = zip(self._lands, [*self._at[1:], self.levels[-1]], strict=True)
+        levels = [self._at[0], *(lands or nominal for lands, nominal in following)]
         return Plan.build(
             *("", time, columns),
-            alpha=[level.alpha for level in (*self._at, self.levels[-1])],
-            sigma=[level.sigma for level in (*self._at, self.levels[-1])],
+            alpha=[level.alpha for level in levels],
+            sigma=[level.sigma for level in levels],
             init_scale=self.start_scale(self._at[0]) if init_scale is None else init_scale,
             stores=stores,
         )

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 from typing_extensions import Unpack
 
-from fastdiff.errors import InputError
+from fastdiff.errors import number, whole
 from fastdiff.plan import Plan
 from fastdiff.samplers.exponential import add_multistep, falling, rows_of, solver_mean
 from fastdiff.samplers.registry import sampler
@@ -48,16 +47,13 @@ def sa_solver(
     Raises:
         InputError: an argument is out of range, or a name is unknown.
     """
-    if predictor_order not in (1, 2, 3) or corrector_order not in range(5):
-        raise InputError(
-            f"predictor_order must be in 1..3 and corrector_order in 0..4, got {predictor_order} and {corrector_order}"
-        )
+    predictor_order = whole("predictor_order", predictor_order, 1, 3)
+    corrector_order = whole("corrector_order", corrector_order, 0, 4)
+    mean = solver_mean(solver, "bh1", "heun")
     rows = rows_of(schedule, steps, "x0", **options)
     ratios = [level.ratio for level in rows.levels[:-1]]
-    taus = [tau(ratio) if callable(tau) else tau * (tau_min <= ratio <= tau_max) for ratio in ratios]
-    if not all(0 <= value < math.inf for value in taus):
-        raise InputError(f"tau must be finite and >= 0, got {min(taus)} to {max(taus)}")
+    taus = [tau(ratio) if callable(tau) else tau if tau_min <= ratio <= tau_max else 0.0 for ratio in ratios]
     orders = falling(rows, predictor_order, lower_order_final)
     again = falling(rows, corrector_order, lower_order_final, least=2)
-    add_multistep(rows, orders, again, eta=[value**2 for value in taus], mean=solver_mean(solver))
+    add_multistep(rows, orders, again, eta=[number("tau", value, 0) ** 2 for value in taus], mean=mean)
     return rows.plan()

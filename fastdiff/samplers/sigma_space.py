@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
-
 from typing_extensions import Unpack
 
-from fastdiff.errors import InputError
+from fastdiff.errors import number
 from fastdiff.plan import Plan
 from fastdiff.samplers.adams import add_adams
 from fastdiff.samplers.registry import sampler
@@ -33,8 +31,7 @@ def sigma_space(schedule: Schedule, steps: int | None = 20, mu: float = 0.5, **o
     Raises:
         InputError: an argument is out of range or a name is unknown.
     """
-    if not 0 <= mu < 1:
-        raise InputError(f"mu must be at least 0 and less than 1, got {mu}")
+    number("mu", mu, 0, 1, below=True)
     rows = Rows(schedule, steps, **options)
     for step in straight(rows.levels):
         # s_down / s', from s' = s^mu s_down^(1 - mu).
@@ -60,8 +57,7 @@ def gradient_estimation(
     Raises:
         InputError: an argument is out of range or a name is unknown.
     """
-    if not math.isfinite(gamma):
-        raise InputError(f"gamma must be finite, got {gamma}")
+    number("gamma", gamma)
     rows = Rows(schedule, steps, **options)
     for i, (now, after) in enumerate(rows.steps()):
         past = [(1 - gamma) * (after.ratio - now.ratio)] if i else []

@@ -7,20 +7,23 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from fastdiff.errors import InputError, lookup
+from fastdiff.errors import InputError, lookup, number, whole
 from fastdiff.schedules import Array, Schedule
 
 
 def karras(steps: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> Array:
-    """Return sigmas whose 1/rho-th power falls evenly, float64 [steps] (Karras et al. 2022, eq. 5)."""
+    """Return sigmas whose 1/rho-th power falls evenly, rho > 0, float64 [steps] (Karras et al. 2022, eq. 5)."""
+    number("rho", rho, 0, above=True)
     return np.linspace(sigma_max ** (1 / rho), sigma_min ** (1 / rho), steps) ** rho
 
 
 def exponential(steps: int, sigma_min: float, sigma_max: float, rho: float = 1.0) -> Array:
     """Return sigmas whose logarithm falls as the power rho of an even ramp, float64 [steps].
 
-    rho = 1 is even in log-SNR (Lu et al. 2022, appendix D; diffusers' "lu"), another is k-diffusion's polyexponential.
+    rho = 1 is even in log-SNR (Lu et al. 2022, appendix D; diffusers' "lu"), another, > 0, is k-diffusion's
+    polyexponential.
     """
+    number("rho", rho, 0, above=True)
     low, high = np.log(sigma_min), np.log(sigma_max)
     sigmas: Array = np.exp(low + np.linspace(1, 0, steps) ** rho * (high - low))
     return sigmas
@@ -32,7 +35,12 @@ def linear_sigma(steps: int, sigma_min: float, sigma_max: float) -> Array:
 
 
 def beta(steps: int, sigma_min: float, sigma_max: float, a: float = 0.6, b: float = 0.6) -> Array:
-    """Return sigmas at even quantiles of a beta distribution over their range, float64 [steps] (Lee et al. 2024)."""
+    """Return sigmas at even quantiles of a beta distribution over their range, float64 [steps] (Lee et al. 2024).
+
+    Its shapes a and b are > 0.
+    """
+    number("a", a, 0, above=True)
+    number("b", b, 0, above=True)
     return sigma_min + beta_quantile(np.linspace(1, 0, steps), a, b) * (sigma_max - sigma_min)
 
 
@@ -40,8 +48,10 @@ def vp(steps: int, sigma_min: float, sigma_max: float, end: float = 1e-3) -> Arr
     """Return `sqrt(exp(beta_d t^2 / 2 + beta_min t) - 1)` for t falling evenly from 1 to `end`, float64 [steps].
 
     Even in the time of the VP-SDE whose sigmas at `end` and 1 are sigma_min and sigma_max (Karras et al. 2022, Table 1
-    and appendix C.1, which has end = 1e-3). Raises InputError where these do not fall, as sigma_min is too large.
+    and appendix C.1, which has end = 1e-3). Raises InputError where these do not fall, as sigma_min is too large, or
+    unless end is in 0..1, without both.
     """
+    number("end", end, 0, 1, above=True, below=True)
     low, high = np.log1p(np.square([sigma_min, sigma_max]))
     beta_d = 2 * (high - low / end) / (1 - end)
     if high + beta_d / 2 <= 0:
@@ -60,8 +70,14 @@ def flow(
         steps: how many.
         sigma_min, sigma_max: the range of `sigma / alpha = t / (1 - t)`; infinity is t = 1, pure noise.
         shift: moves the times, `t <- shift t / (1 + (shift - 1) t)` (Esser et al. 2024, eq. 23), > 0.
-        terminal: stretches 1 - t so that the last time is this one, in 0..1 (LTX-Video); None leaves it.
+        terminal: stretches 1 - t so that the last time is this one, in 0..1, without both (LTX-Video); None leaves it.
+
+    Raises:
+        InputError: shift or terminal is out of range.
     """
+    number("shift", shift, 0, above=True)
+    if terminal is not None:
+        number("terminal", terminal, 0, 1, above=True, below=True)
     # 1 - t rather than t, as its digits count near pure noise.
     clean = np.linspace(1 / (1 + sigma_max), 1 / (1 + sigma_min), steps)
     clean = clean / (clean + shift * (1 - clean))
@@ -85,8 +101,9 @@ def ays(steps: int, model: str = "sd15") -> Array:
     their logarithm is interpolated.
 
     Raises:
-        InputError: the model is not "sd15", "sdxl" or "svd".
+        InputError: the model is not "sd15", "sdxl" or "svd", or steps is no whole number above 0.
     """
+    whole("steps", steps, 1)
     table = np.log(lookup("model", model, _ALIGNED))
     return np.exp(np.interp(np.linspace(0, 1, steps + 1), np.linspace(0, 1, len(table)), table))[:-1]
 
@@ -97,9 +114,7 @@ SPACINGS: dict[str, Callable[[int, float, float], Array]] = {
     "linear_sigma": linear_sigma,
     "beta": beta,
     "vp": vp,
-    "flow": flow,
 }
-_FROM_PURE_NOISE = ("flow",)
 
 
 def names() -> tuple[str, ...]:
@@ -127,18 +142,15 @@ def spaced(
         InputError: the spacing is unknown, steps is no whole number above 0, the range is empty, or the schedule
             begins in pure noise.
     """
-    steps = len(schedule) if steps is None else steps
-    if not isinstance(steps, (int, np.integer)) or steps < 1:
-        raise InputError(f"steps must be a whole number, at least 1, got {steps!r}")
-    low, high = between
-    low = schedule.sigma[0] / schedule.alpha[0] if low is None else low
-    if high is None:
-        high = schedule.sigma[-1] / schedule.alpha[-1] if schedule.alpha[-1] else np.inf
-    if high == np.inf and spacing not in _FROM_PURE_NOISE:
-        raise InputError(f"spacing {spacing!r} needs some signal in the noisiest level: give sigma_max or sigmas")
+    steps = len(schedule) if steps is None else whole("steps", steps, 1)
+    sigma_min, sigma_max = between
+    if sigma_max is None and not schedule.alpha[-1]:
+        raise InputError(f"spacing {spacing!r} cannot begin in pure noise: give sigma_max, or take spacing='trailing'")
+    low = schedule.sigma[0] / schedule.alpha[0] if sigma_min is None else number("sigma_min", sigma_min)
+    high = schedule.sigma[-1] / schedule.alpha[-1] if sigma_max is None else number("sigma_max", sigma_max)
     if not 0 < low < high:
         raise InputError(f"sigmas need 0 < sigma_min < sigma_max, got {low:g} and {high:g}")
-    return lookup("spacing", spacing, SPACINGS)(int(steps) + lands, float(low), float(high))
+    return lookup("spacing", spacing, SPACINGS)(steps + lands, float(low), float(high))
 
 
 def custom(sigmas: npt.ArrayLike) -> Array:

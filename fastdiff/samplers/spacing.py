@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from fastdiff.errors import InputError, lookup
+from fastdiff.errors import InputError, lookup, whole
 
 Indices = npt.NDArray[np.int64]
 
@@ -61,11 +61,7 @@ def spaced(T: int, steps: int | None, spacing: str = "leading") -> Indices:
     Raises:
         InputError: the spacing is unknown, or steps is not in 1..T.
     """
-    steps = T if steps is None else steps
-    if not isinstance(steps, (int, np.integer)):
-        raise InputError(f"steps must be a whole number, got {steps!r}")
-    if not 1 <= steps <= T:
-        raise InputError(f"steps must be between 1 and the schedule's {T} levels, got {steps}")
+    steps = T if steps is None else whole("steps", steps, 1, T)
     return lookup("spacing", spacing, _SPACINGS)(T, steps)[::-1].astype(np.int64)
 
 
@@ -78,8 +74,7 @@ def distilled(T: int, steps: int, original_steps: int) -> Indices:
     Raises:
         InputError: original_steps is not in 1..T, or steps not in 1..original_steps.
     """
-    if not 1 <= steps <= original_steps <= T:
-        raise InputError(f"need 1 <= steps <= original_steps <= {T} levels, got {steps} and {original_steps}")
+    whole("steps", steps, 1, whole("original_steps", original_steps, 1, T))
     original = np.arange(original_steps, 0, -1) * (T // original_steps) - 1
     return original[np.arange(steps) * original_steps // steps]
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-from fastdiff.errors import InputError
+from fastdiff.errors import number
 from fastdiff.samplers.levels import CLEAN, Level
 from fastdiff.samplers.rows import Rows
 
@@ -61,8 +61,8 @@ def add_midpoint(rows: Rows, step: Step) -> None:
 def _add_two_stages(rows: Rows, step: Step, middle: Level, weight: float) -> None:
     """Add an Euler row to the middle, and one that takes `weight` of the slope there and the rest of the first.
 
-    This is Karras et al. 2022, Algorithm 3. Euler does alone down to clean data, where no slope is known, and from pure
-    noise, where s is infinite.
+    With the middle at the end and half the weight it is Algorithm 1 of Karras et al. 2022. Euler does alone down to
+    clean data, where no slope is known, and from pure noise, where s is infinite.
     """
     if not (step.down.sigma and step.now.alpha):
         add_euler(rows, step)
@@ -84,9 +84,7 @@ def ancestral(rows: Rows, step: Step, eta: float) -> Step:
     From s to s', `s_up = eta s' sqrt(1 - s'^2 / s^2)` and `s_down^2 = s'^2 - s_up^2`: 0 is the ODE alone, 1 is DDPM
     (Ho et al. 2020, eq. 7). The noise is at most all of s'. Raises InputError unless eta is >= 0 and finite.
     """
-    if not 0 <= eta < math.inf:
-        raise InputError(f"eta must be >= 0 and finite, got {eta}")
-    share = 1 - eta**2 * (1 - (step.down.ratio / step.now.ratio) ** 2)
+    share = 1 - number("eta", eta, 0) ** 2 * (1 - (step.down.ratio / step.now.ratio) ** 2)
     return lowered(rows, step, math.sqrt(max(share, 0.0)))
 
 
@@ -129,11 +127,11 @@ def churned(
     Raises:
         InputError: an argument is out of range.
     """
-    if not (0 <= churn < math.inf and 0 < churn_noise < math.inf):
-        raise InputError(f"churn must be >= 0, churn_noise > 0, and both finite, got {churn} and {churn_noise}")
-    if not 0 <= churn_min <= churn_max:
-        raise InputError(f"churn needs 0 <= churn_min <= churn_max, got {churn_min} and {churn_max}")
-    gamma = min(churn / len(rows.steps()), MAX_CHURN)
+    gamma = min(number("churn", churn, 0) / len(rows.steps()), MAX_CHURN)
+    number("churn_noise", churn_noise, 0, above=True)
+    number("churn_min", churn_min, 0)
+    if churn_max != math.inf:
+        number("churn_max", churn_max, churn_min)
 
     def raised(level: Level) -> Level:
         within = level.alpha and level.sigma and churn_min <= level.ratio <= churn_max

@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from typing_extensions import Unpack
 
-from fastdiff.errors import InputError
+from fastdiff.errors import InputError, whole
 from fastdiff.plan import Plan
 from fastdiff.samplers.exponential import add_multistep, falling, rows_of, solver_mean
 from fastdiff.samplers.registry import sampler
@@ -46,10 +46,11 @@ def unipc(
     Raises:
         InputError: an argument is out of range, a name is unknown, or the first level has no signal for "eps".
     """
-    if order not in (1, 2, 3):
-        raise InputError(f"order must be 1, 2 or 3, got {order}")
+    order, mean = whole("order", order, 1, 3), solver_mean(solver, "bh1", "bh2")
+    if not isinstance(disable_corrector, Collection):
+        raise InputError(f"disable_corrector must be a list of steps, got {disable_corrector!r}")
     rows = rows_of(schedule, steps, predicts, **options)
     orders = falling(rows, order, lower_order_final)
     again = [0 if i in disable_corrector else p + 1 for i, p in enumerate(orders)]
-    add_multistep(rows, orders, again, predicts, mean=solver_mean(solver))
+    add_multistep(rows, orders, again, predicts, mean=mean)
     return rows.plan(stores=predicts)

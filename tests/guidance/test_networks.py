@@ -7,7 +7,7 @@ from torch import nn
 
 import fastdiff as fd
 from fastdiff import prediction as predictions
-from fastdiff.guidance import Autoguidance, ClassifierGuidance
+from fastdiff.guidance import Autoguidance, ClassifierGuidance, Views, views
 
 SHAPE = (4, 2, 3, 3)
 SCHEDULES = {
@@ -78,8 +78,18 @@ def test_a_classifier_makes_the_posterior(name, prediction):
     assert (guided(x, between, m=m) - truth.posterior(x, between, m)).abs().amax() < 0.1 * shift
 
 
-def test_nothing_is_known_of_pure_noise():
-    """Where alpha is 0 the classifier's gradient has no factor."""
+@pytest.mark.parametrize("prediction", ["x0", "v", "flow"])
+def test_a_classifier_close_to_pure_noise(prediction):
+    """The factor grows as the gradient vanishes: the shift is that of the posterior up to the last level."""
+    truth = Truth(SCHEDULES["flow"], prediction)
+    guided = ClassifierGuidance(truth.network, truth.log_probability, truth.schedule, prediction)
+    x, m, t = pictures(), pictures(1), torch.tensor([97.5, 98.5, 98.9, 98.999], dtype=torch.float64)
+    # Between the last levels alpha is interpolated exactly, and alpha^2 + sigma^2 (of "v") to 1e-4.
+    torch.testing.assert_close(guided(x, t, m=m), truth.posterior(x, t, m), rtol=1e-3, atol=1e-3)
+
+
+def test_pure_noise_is_not_guided():
+    """Where alpha is 0 there is nothing to divide the vanishing gradient by."""
     truth = Truth(fd.schedules.flow(100), "flow")
     guided = ClassifierGuidance(truth.network, truth.log_probability, truth.schedule, "flow", omega=2.0)
     x, m, t = pictures(), pictures(1), torch.full((4,), 99.0, dtype=torch.float64)
@@ -109,6 +119,7 @@ def log_probability(x, t, y):
 
 PLAN = fd.samplers.ddim(SCHEDULES["vp"], steps=4, eta=1.0)
 COND = {"y": torch.tensor([1.0, 2.0, 3.0, 4.0])}
+VIEW = [views.identity]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -153,6 +164,17 @@ def test_a_worse_network_is_the_other_branch(negative):
     torch.testing.assert_close(got, fd.sample(combined, PLAN, SHAPE, **options), rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.parametrize(
+    "wrap",
+    [lambda model: ClassifierGuidance(model, log_probability, SCHEDULES["vp"]), lambda model: Views(model, VIEW)],
+)
+def test_a_wrapper_refuses_what_has_branches_of_its_own(wrap):
+    """Inside one the worse network would never be asked."""
+    with pytest.raises(fd.InputError, match="put Autoguidance around (ClassifierGuidance|Views), not into it"):
+        wrap(Autoguidance(Small(0.7), Small(0.2)))
+    assert isinstance(Autoguidance(wrap(Small(0.7)), wrap(Small(0.2))), nn.Module)
+
+
 def test_each_network_is_asked_for_its_own_branch():
     """A batch each, and outside an interval the good one alone."""
     network, worse = Small(0.7), Small(0.2)
@@ -165,9 +187,8 @@ def test_each_network_is_asked_for_its_own_branch():
 
 def test_a_wrapper_asks_its_network_for_the_null_condition():
     """A network without one leaves it to `uncond`."""
-    views = [fd.guidance.views.identity]
-    got = fd.sample(fd.guidance.Views(Small(0.7), views), PLAN, SHAPE, cond={"y": COND["y"][:, None]}, guidance=2.0)
+    got = fd.sample(Views(Small(0.7), VIEW), PLAN, SHAPE, cond={"y": COND["y"][:, None]}, guidance=2.0)
     expected = fd.sample(Small(0.7), PLAN, SHAPE, cond=COND, guidance=2.0)
     assert torch.equal(got, expected)
     with pytest.raises(fd.InputError, match="guidance needs `uncond`"):
-        fd.sample(fd.guidance.Views(log_probability, views), PLAN, SHAPE, cond=COND, guidance=2.0)
+        fd.sample(Views(log_probability, VIEW), PLAN, SHAPE, cond=COND, guidance=2.0)

@@ -145,9 +145,14 @@ def test_rows_whose_scale_is_one_are_spared():
 @pytest.mark.parametrize("eta", [0.0, 0.3])
 @pytest.mark.parametrize("norm", [None, 0.4])
 @pytest.mark.parametrize("momentum", [0.0, -0.5])
-def test_apg_is_the_algorithm_of_the_paper(interval, eta, norm, momentum):
-    """Sadat et al. 2024, Algorithm 1; rows outside the interval leave the running mean alone."""
-    inside = iter([interval is None or interval[0] < level <= interval[1] for level in levels(plan())])
+@pytest.mark.parametrize("prediction", ["x0", "v"])
+def test_apg_is_the_algorithm_of_the_paper_on_the_output(prediction, interval, eta, norm, momentum):
+    """Sadat et al. 2024, Algorithm 1, where the output is x0, and the same of another output.
+
+    Rows outside the interval leave the running mean alone.
+    """
+    steps = plan(prediction=prediction)
+    inside = iter([interval is None or interval[0] < level <= interval[1] for level in levels(steps)])
     mean = 0.0
 
     def algorithm(c, u):
@@ -159,8 +164,8 @@ def test_apg_is_the_algorithm_of_the_paper(interval, eta, norm, momentum):
         parallel = dot(d, c) / dot(c, c) * c
         return c + (4.0 - 1) * (d - parallel + eta * parallel)
 
-    got = drawn(APG(4.0, interval, eta=eta, norm=norm, momentum=momentum), dtype=torch.float64)
-    torch.testing.assert_close(got, of_formula(algorithm), **CLOSE)
+    got = drawn(APG(4.0, interval, eta=eta, norm=norm, momentum=momentum), steps, dtype=torch.float64)
+    torch.testing.assert_close(got, of_formula(algorithm, steps), **CLOSE)
 
 
 def test_apg_that_projects_nothing_is_guidance():
@@ -184,6 +189,20 @@ def test_cfg_zero_is_the_algorithm_of_the_paper(zero_rows, interval):
 
     got = drawn(CFGZero(4.0, interval, zero_rows=zero_rows), steps, dtype=torch.float64)
     torch.testing.assert_close(got, of_formula(algorithm, steps), **CLOSE)
+
+
+@pytest.mark.parametrize("size", [1e-2, 1e-5])
+def test_cfg_zero_of_a_small_branch(size):
+    """The scale of u, 1 / size here, keeps its digits where u is small beside c: `c = u / size` gives c back."""
+    steps = fd.samplers.ddim(FLOW, timesteps=[50], prediction="flow", clip=None)
+
+    def network(x, t, y):
+        c = torch.tanh(x)
+        return torch.where(y.view(-1, 1, 1, 1) == 9, size * c, c)
+
+    got = drawn(CFGZero(4.0, zero_rows=0), steps, network)
+    # A few roundings of float32, in s and in products with it.
+    torch.testing.assert_close(got, drawn(1.0, steps, network), rtol=1e-5, atol=1e-5)
 
 
 def test_a_velocity_of_zero_leaves_a_flow_alone():
@@ -225,21 +244,64 @@ def test_a_negative_condition_is_the_other_branch():
     torch.testing.assert_close(got, fd.sample(away, plan(), SHAPE, cond=c, dtype=torch.float64), **CLOSE)
 
 
+def apart(c, u, guidance=3.0):
+    """A run whose network takes what cond and uncond hold; one name each."""
+    return fd.sample(lambda x, t, k: x, plan(), SHAPE, cond={"k": c}, uncond={"k": u}, guidance=guidance)
+
+
+@pytest.mark.parametrize(
+    ("c", "u"),
+    [
+        (2.0, 0.0),
+        (["cat"] * 4, [""] * 4),
+        (np.ones(4), np.zeros(4)),
+        (torch.ones(4), None),
+        (torch.ones(4), 1.0),
+        (torch.ones(4), torch.ones(4, 1)),
+        (torch.ones(4).long(), torch.ones(4)),
+    ],
+    ids=str,
+)
+def test_branches_that_cannot_be_one_batch(c, u):
+    """What is no tensor is the same for both branches, or refused; without guidance it may be anything."""
+    with pytest.raises(fd.InputError, match="condition 'k' of cond and uncond must be tensors .* or equal") as raised:
+        apart(c, u)
+    assert "\n" not in str(raised.value)
+    apart(c, u, guidance=1.0)
+    if not isinstance(c, torch.Tensor):
+        apart(c, c)
+
+
 UNKNOWN = fd.Plan.build("unknown", [1.0, 0.0], {"cx": 0.5, "ce": -0.1, "eo": 1.0})
+
+
+def noisy():
+    """A plan that begins in pure noise."""
+    return fd.samplers.ddim(FLOW, timesteps=[99, 50], prediction="flow", clip=None)
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: CFG(2.0, (3.0, 1.0)), "interval must be"),
-        (lambda: CFGZero(2.0, zero_rows=-1), "zero_rows must be at least 0"),
-        (lambda: APG(2.0, eta=1.5), "eta must be in 0..1"),
+        *(
+            (lambda i=i: CFG(2.0, i), "interval must be")
+            for i in ((3.0, 1.0), (1.0,), 3.0, (0.1, 1.0, 3.0), ("a", "b"))
+        ),
+        *((lambda w=w: drawn(w), "guidance must be") for w in (np.nan, np.inf, [1.0] * 4, np.ones(4), None, "3", True)),
+        (lambda: CFG(CFG(2.0)), "guidance must be"),
+        (
+            lambda: drawn(lambda level: level / (1 + level), noisy()),
+            "guidance at sigma / alpha = inf must be .* got nan",
+        ),
+        (lambda: CFGZero(2.0, zero_rows=-1), "zero_rows must be a whole number, at least 0"),
+        (lambda: APG(2.0, eta=1.5), "eta must be"),
         (lambda: APG(2.0, norm=0.0), "norm must be > 0"),
         (lambda: APG(2.0, momentum=1.0), "momentum must be in"),
-        (lambda: drawn(torch.ones(3, 4)), r"number or have shape \(\(4,\), \(6, 1\), \(6, 4\)\), got \(3, 4\)"),
+        (lambda: drawn(torch.ones(3, 4)), r"\[rows, B\] with B = 4 and rows = 6, got shape \(3, 4\)"),
         (lambda: drawn(CFG(2.0, (0.0, 1.0)), UNKNOWN), "does not know its noise levels"),
         (lambda: drawn(lambda level: 2.0, UNKNOWN), "does not know its noise levels"),
         (lambda: drawn(APG(2.0), guidance_rescale=0.5), "guidance_rescale corrects a plain w or CFG"),
+        (lambda: drawn(CFG(2.0, (1e5, 1e6)), guidance_rescale=0.5), "a guidance other than 1 in some row"),
     ],
 )
 def test_bad_arguments(make, message):

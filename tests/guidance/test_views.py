@@ -57,7 +57,8 @@ def test_what_a_view_shows():
     ]
     assert views.rotation(1).see(image)[0, 0, 0].tolist() == [3, 7, 11, 15]
     points = torch.tensor([[1.0, 2.0]])
-    assert views.permutation([1, 0], axes=1).see(points).tolist() == [[2.0, 1.0]]
+    for order in ([1, 0], torch.tensor([1, 0]), torch.tensor([1.0, 0.0])):
+        assert views.permutation(order, axes=1).see(points).tolist() == [[2.0, 1.0]]
 
 
 def test_patches_of_a_wide_image():
@@ -138,7 +139,12 @@ def test_an_illusion_of_digits():
         (lambda: views.columns([]), "order must hold each of 0..n-1 once"),
         (lambda: views.patches([0, 1, 2, 3], 3, 8), "4 patches of side 3 do not fill an image of width 8"),
         (lambda: views.patches([0, 1, 2], 2, 4), "3 patches of side 2 do not fill"),
-        (lambda: views.columns([1, 0]).see(torch.zeros(1, 1, 2, 3)), "permutes 2 positions, and the image has 3"),
+        (lambda: views.patches([0, 1], 0, 2), "side must be a whole number, at least 1"),
+        (lambda: views.permutation([0, 1], axes=0), "axes must be a whole number, at least 1"),
+        (lambda: views.columns([1, 0]).see(torch.zeros(1, 1, 2, 3)), "permutes 2 positions on 1 axes, got images"),
+        (lambda: views.permutation([1, 0], axes=2).see(torch.zeros(1, 2)), "permutes 2 positions on 2 axes, got"),
+        (lambda: views.flip(0), "count from its end"),
+        (lambda: views.rotation(1).see(torch.zeros(1, 1, 2, 3)), r"needs square images, got \(1, 1, 2, 3\)"),
         (lambda: Views(network, []), "give at least one view"),
         (
             lambda: Views(network, [views.identity])(torch.zeros(2, 1, 2, 2), torch.zeros(2), y=torch.zeros(2)),

@@ -13,6 +13,8 @@ from torch import Tensor
 import fastdiff as fd
 from fastdiff.plan import Plan
 from fastdiff.schedules import Schedule
+from tests.samplers import loops
+from tests.samplers.exploding import error as error
 
 SHAPE = (2, 3, 2, 2)
 PREDICTIONS = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
@@ -26,7 +28,7 @@ def schedule_of(T: int) -> Schedule:
 
 def gaussian(draw: int) -> Tensor:
     """Standard normals [SHAPE] in float64."""
-    return torch.randn(SHAPE, generator=torch.Generator().manual_seed(draw), dtype=torch.float64)
+    return loops.gaussian(*SHAPE, seed=draw)
 
 
 def network(T: int, learns_variance: bool = False) -> Callable[[Tensor, float], Tensor]:
@@ -62,12 +64,6 @@ def in_float64(scheduler: Any, schedule: Schedule) -> Any:
     scheduler.betas = 1 - scheduler.alphas
     scheduler.final_alpha_cumprod = scheduler.one = torch.tensor(1.0, dtype=torch.float64)
     return scheduler
-
-
-def error(states: list[Tensor], expected: list[Tensor]) -> float:
-    """The largest difference after any step, relative to the largest value there."""
-    errors = [float((a - b).abs().max() / b.abs().max()) for a, b in zip(states, expected, strict=True)]
-    return float(np.max(errors))  # NaN where one is
 
 
 def theirs(scheduler: Any, T: int, times: npt.ArrayLike | None = None, **step: Any) -> list[Tensor]:

@@ -5,6 +5,7 @@ The peer's tables are float32; it is given ours in float64, as `abar = alpha^2`.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise, product
 
 import diffusers
@@ -95,7 +96,7 @@ def test_ddim_takes_the_peers_gaps_where_they_are_right(T: int, steps: int, spac
     right = gaps == {T // steps} and levels[-1] < T // steps
     assert right == (spacing == "leading" or (spacing == "trailing" and T % steps == 0))
     plans = [fd.samplers.ddim(schedule_of(T), steps, 0.5, spacing, gaps=gaps) for gaps in ("visited", "uniform")]
-    assert (plans[0] == plans[1]) == right
+    assert (plans[0] == replace(plans[1], name=plans[0].name)) == right
 
 
 def test_ddim_peer_misses_its_levels_where_steps_do_not_divide() -> None:

@@ -141,7 +141,7 @@ def test_multistep_on_a_flow(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("steps", [1, 2, 6, 12, 13, 20])
 @pytest.mark.parametrize("predicts", PREDICTS)
 def test_singlestep(steps: int, predicts: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Orders 1 to 3 of both forms and both solvers; the peer knows one spacing."""
+    """Orders 1 to 3 of both forms and both solvers; the peer knows one spacing, and has its own order 3."""
     for final, order, solver in product(FINALS, [1, 2, 3], ["midpoint", "heun"]):
         if (predicts, final) == ("eps", "zero"):
             continue  # refused by the peer
@@ -150,7 +150,7 @@ def test_singlestep(steps: int, predicts: str, monkeypatch: pytest.MonkeyPatch) 
         lower = final == "zero" or steps % order > 0
         config = {"solver_order": order, "solver_type": solver, "final_sigmas_type": final, "lower_order_final": lower}
         scheduler = doubled(monkeypatch, *SINGLESTEP, SCHEDULE, **config, algorithm_type=PREDICTS[predicts])
-        options = {"timesteps": timesteps(steps, "linspace"), "final": final, "clip": None}
+        options = {"timesteps": timesteps(steps, "linspace"), "final": final, "clip": None, "third": "peers"}
         plan = samplers.dpmpp_single(SCHEDULE, steps, order, solver, predicts, **options)
         assert compare(scheduler, plan) < TOLERANCE, config
 

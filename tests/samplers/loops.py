@@ -56,7 +56,7 @@ def denoiser(schedule: Schedule, name: str, learns_variance: bool = False) -> Ca
             "flow": eps - x0,
             "edm": 2 * sigma / norm * x0 - alpha / 2 / norm * eps,  # (D - c_skip x / alpha) / c_out, sigma_data = 0.5
             "consistency": (x0 - skip * x) / scale,  # sigma_min = 0.002
-            "eps_step": torch.from_numpy(schedule.step_sigma)[level][:, None] / sigma * eps,
+            "eps_step": torch.from_numpy(schedule.step_sigma.copy())[level][:, None] / sigma * eps,
         }
         return torch.cat([targets[name], torch.cos(x)], dim=1) if learns_variance else targets[name]
 

@@ -98,6 +98,16 @@ def test_defaults() -> None:
     assert len(ddim(LINEAR, None)) == T
 
 
+@pytest.mark.parametrize("steps", [6, 7, 10, 13])
+def test_uniform_gaps_land_where_the_plan_says(steps: int) -> None:
+    """Each row lands T // steps levels down, `alpha x0 + sigma eps`: that is its level, clean data or not."""
+    plan = ddim(LINEAR, steps, spacing="trailing", gaps="uniform")
+    np.testing.assert_array_equal(plan.alpha[1:], plan.column("c0"))
+    np.testing.assert_allclose(plan.sigma[1:], plan.column("ce"), rtol=1e-15)  # a square and its root
+    lands = plan.t.astype(int) - T // steps
+    np.testing.assert_array_equal(plan.alpha[1:], [LINEAR.alpha[i] if i >= 0 else 1.0 for i in lands])
+
+
 # --- as a whole update
 
 
@@ -228,17 +238,25 @@ def test_sigma_hat_depends_on_the_coordinates() -> None:
         ({"eta": -0.1}, "eta must be >= 0 and finite, got -0.1"),
         ({"eta": math.nan}, "eta must be >= 0 and finite, got nan"),
         ({"eta": 30.0}, "eta=30.0 asks for more noise than the next level holds: use a smaller eta"),
-        ({"eta": "sigma_hat"}, "eta must be a number >= 0 or 'sigma-hat', got 'sigma_hat'"),
+        ({"eta": "sigma_hat"}, "unknown eta 'sigma_hat': did you mean 'sigma-hat'"),
         ({"spacing": "trailling"}, "unknown spacing 'trailling': did you mean 'trailing'"),
         ({"prediction": "epsilon"}, "unknown prediction 'epsilon': did you mean 'eps'"),
-        ({"steps": 1001}, "steps must be between 1 and the schedule's 1000 levels, got 1001"),
-        ({"steps": 0}, "steps must be between 1 and"),
-        ({"steps": 5.0}, "steps must be a whole number, got 5.0"),
-        ({"eta": None}, "eta must be a number >= 0"),
+        ({"steps": 1001}, "steps must be a whole number in 1..1000, got 1001"),
+        ({"steps": 0}, "steps must be a whole number in 1..1000, got 0"),
+        ({"steps": 5.0}, "steps must be a whole number in 1..1000, got 5.0"),
+        ({"eta": None}, "eta must be >= 0 and finite, got None"),
+        ({"start": 50}, "start must be a whole number in 0..49, got 50"),
+        ({"start": 1.5}, "start must be a whole number in 0..49, got 1.5"),
+        ({"prediction": None}, "prediction must be a name, got None"),
+        ({"clip": "1"}, "clip must be > 0 and finite, got '1'"),
+        ({"sigma_max": 5.0}, "sigma_min and sigma_max need a spacing by sigma: one of karras"),
+        ({"sigma_min": 0.1, "sigmas": [2.0, 1.0]}, "sigma_min and sigma_max need a spacing by sigma"),
+        ({"sigma_min": "a", "spacing": "karras"}, "sigma_min must be finite, got 'a'"),
+        ({"timesteps": [2, 1], "sigmas": [2.0, 1.0]}, "timesteps and sigmas both say which levels to visit"),
         ({"timesteps": [1, 2]}, "timesteps must fall strictly"),
         ({"gaps": "even"}, "unknown gaps 'even': did you mean"),
         ({"gaps": "uniform", "spacing": "karras"}, "gaps='uniform' counts the schedule's own levels: use a spacing"),
-        ({"clip": 0.0}, "clip must be > 0, or None for no clipping, got 0.0"),
+        ({"clip": 0.0}, "clip must be > 0 and finite, got 0.0"),
         ({"clip": -1.0}, "clip must be > 0"),
         ({"clip": math.nan}, "clip must be > 0"),
         ({"order": 2}, "unknown option of ddim 'order': did you mean"),

@@ -136,12 +136,13 @@ def test_levels() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("lcm", {"steps": 51}, "need 1 <= steps <= original_steps <= 1000 levels, got 51 and 50"),
-        ("tcd", {"steps": 0}, "need 1 <= steps <= original_steps <= 1000 levels, got 0 and 50"),
-        ("tcd", {"original_steps": 2000}, "need 1 <= steps <= original_steps <= 1000 levels, got 4 and 2000"),
-        ("lcm", {"timestep_scaling": 0.0}, "timestep_scaling must be > 0, or None, got 0.0"),
-        ("tcd", {"gamma": 1.1}, r"gamma must be in 0..1, got 1.1"),
-        ("tcd", {"gamma": math.nan}, r"gamma must be in 0..1, got nan"),
+        ("lcm", {"steps": 51}, "steps must be a whole number in 1..50, got 51"),
+        ("tcd", {"steps": 0}, "steps must be a whole number in 1..50, got 0"),
+        ("tcd", {"original_steps": 2000}, "original_steps must be a whole number in 1..1000, got 2000"),
+        ("lcm", {"timestep_scaling": 0.0}, "timestep_scaling must be > 0 and finite, got 0.0"),
+        ("tcd", {"gamma": 1.1}, "gamma must be >= 0 and <= 1, got 1.1"),
+        ("tcd", {"gamma": math.nan}, "gamma must be >= 0 and <= 1, got nan"),
+        ("tcd", {"gamma": "0.3"}, "gamma must be >= 0 and <= 1, got '0.3'"),
         ("consistency", {"gamma": 1.0}, "unknown option of consistency 'gamma'"),
     ],
 )
@@ -150,3 +151,9 @@ def test_bad_arguments(name: str, options: dict[str, Any], message: str) -> None
     with pytest.raises(InputError, match=message) as caught:
         fd.samplers.make(name, LINEAR, **options)
     assert "\n" not in str(caught.value)
+
+
+def test_tcd_needs_times_that_rise() -> None:
+    """Where the ODE part ends is found by its time."""
+    with pytest.raises(InputError, match="tcd needs a schedule whose times rise with the index"):
+        fd.samplers.tcd(LINEAR.with_time(-LINEAR.time))

@@ -96,9 +96,9 @@ def test_2m_sde(schedule: Schedule, eta: float, solver: str) -> None:
 @EVERY_SYSTEM
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_3m_sde(schedule: Schedule, eta: float) -> None:
-    """k-diffusion's sample_dpmpp_3m_sde, whose third-order term is half of what it is with third="exact"."""
+    """k-diffusion's sample_dpmpp_3m_sde, with its own third order by default: half of the term of third="exact"."""
     options = {"eta": eta, "prediction": "x0", "clip": None, "lower_order_final": False}
-    plan = dpmpp_3m_sde(schedule, STEPS, third="peers", **options)
+    plan = dpmpp_3m_sde(schedule, STEPS, **options)
     s, denoise = levels(schedule, STEPS), denoiser(schedule)
     x, x0s, expected = start(plan), [], []
     for i in range(STEPS):
@@ -173,13 +173,14 @@ def test_2s(schedule: Schedule, steps: int) -> None:
 
 @EVERY_SYSTEM
 @pytest.mark.parametrize("solver", ["midpoint", "heun"])
-def test_dpm_solver_3(schedule: Schedule, solver: str) -> None:
-    """Lu et al. 2022a, Algorithm 2 with r = 1/3 and 2/3.
+@pytest.mark.parametrize("third", ["exact", "peers"])
+def test_dpm_solver_3(schedule: Schedule, solver: str, third: str) -> None:
+    """Lu et al. 2022a, Algorithm 2 with r = 1/3 and 2/3, which is "midpoint" and "exact".
 
-    "midpoint" takes 1/2 (e^{r_2 h} - 1) for the factor of the second stage's slope, as diffusers does, "heun" the
-    paper's; and for the whole step the parabola through all three where the paper takes the line to the last.
+    "heun" takes for the whole step the parabola through all three where the paper takes the line to the last. With
+    "midpoint" diffusers takes 1/2 (e^{r_2 h} - 1) for the factor of the second stage's slope.
     """
-    options = {"spacing": "exponential", "final": "sigma_min", "predicts": "eps"}
+    options = {"spacing": "exponential", "final": "sigma_min", "third": third}
     plan = dpm_solver_single(schedule, 6, 3, solver, prediction="x0", clip=None, **options)
     s, eps = ratios(plan), slope(schedule)
     x, expected = start(plan), []
@@ -189,7 +190,7 @@ def test_dpm_solver_3(schedule: Schedule, solver: str) -> None:
         e0 = eps(x, s[i])
         u1 = x - s[i + 1] * grown[0] * e0
         D1 = eps(u1, s[i + 1]) - e0
-        line = grown[1] / 2 if solver == "midpoint" else grown[1] / (2 / 3 * h) - 1
+        line = grown[1] / 2 if (solver, third) == ("midpoint", "peers") else grown[1] / (2 / 3 * h) - 1
         u2 = x - s[i + 2] * (grown[1] * e0 + 2 * line * D1)
         D2 = eps(u2, s[i + 2]) - e0
         line, parabola = grown[2] / h - 1, 2 * (grown[2] / h - 1 - h / 2) / h
@@ -297,14 +298,20 @@ def test_pure_noise_is_the_limit(method: Callable[..., Plan]) -> None:
 def test_refusals() -> None:
     """One line each, that says what was wrong."""
     refused: list[tuple[str, Callable[..., Plan], dict[str, Any]]] = [
-        ("order must be 1, 2 or 3, got 4", dpmpp, {"order": 4}),
-        ("order must be 1, 2 or 3, got 0", dpmpp_single, {"order": 0}),
-        ("unknown solver 'mid'", dpmpp, {"solver": "mid"}),
+        ("order must be a whole number in 1..3, got 4", dpmpp, {"order": 4}),
+        ("order must be a whole number in 1..3, got 2.0", dpmpp, {"order": 2.0}),
+        ("order must be a whole number in 1..3, got 0", dpmpp_single, {"order": 0}),
+        ("unknown option of dpmpp_2m 'order'", dpmpp_2m, {"order": 3}),
+        ("unknown solver 'mid'.*known are midpoint, heun$", dpmpp, {"solver": "mid"}),
+        ("unknown solver 'bh2'.*known are midpoint, heun$", dpmpp, {"solver": "bh2"}),
+        ("unknown solver 'bh1'.*known are midpoint, heun$", dpmpp_single, {"solver": "bh1"}),
+        ("unknown third 'half'", dpmpp_single, {"third": "half"}),
         ("unknown predicts 'v'", dpmpp, {"predicts": "v"}),
         ("unknown third 'half'", dpmpp, {"third": "half"}),
-        ("eta must be finite and >= 0", dpmpp, {"eta": -0.1}),
-        ("eta must be finite and >= 0, and 0 where eps is predicted, got 1.0", dpm_solver, {"eta": 1.0}),
-        ("r must be between 0 and 1", dpmpp_sde, {"r": 1.0}),
+        ("eta must be >= 0 and finite, got -0.1", dpmpp, {"eta": -0.1}),
+        ("eta must be >= 0 and finite, got '1'", dpmpp, {"eta": "1"}),
+        ("eta must be 0 where eps is predicted, got 1.0", dpm_solver, {"eta": 1.0}),
+        ("r must be > 0 and < 1, got 1.0", dpmpp_sde, {"r": 1.0}),
         ("eta must be >= 0", dpmpp_sde, {"eta": -1.0}),
         ("eta must be >= 0", dpmpp_2s_ancestral, {"eta": math.nan}),
     ]

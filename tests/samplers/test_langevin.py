@@ -128,13 +128,14 @@ def test_ancestral_predictor_alone_is_ddpm() -> None:
 @pytest.mark.parametrize(
     ("sampler", "options", "message"),
     [
-        (langevin, {"steps": 0}, "steps at a level must be a whole number, at least 1, got 0"),
+        (langevin, {"steps": 0}, "steps must be a whole number, at least 1, got 0"),
         (langevin, {"sigma": -1.0}, "sigmas must fall strictly and stay above 0"),
-        (langevin, {"step_size": 2.0}, "step_size must be above 0 and below 2"),
-        (annealed_langevin, {"per_level": 2.5}, "steps at a level must be a whole number, at least 1, got 2.5"),
-        (annealed_langevin, {"step_size": math.nan}, "step_size must be above 0"),
+        (langevin, {"step_size": 2.0}, "step_size must be > 0 and < 2, got 2.0"),
+        (langevin, {"step_size": "0.1"}, "step_size must be > 0 and < 2, got '0.1'"),
+        (annealed_langevin, {"per_level": 2.5}, "per_level must be a whole number, at least 1, got 2.5"),
+        (annealed_langevin, {"step_size": math.nan}, "step_size must be > 0 and < 2, got nan"),
         (predictor_corrector, {"corrector_steps": -1}, "corrector_steps must be a whole number, at least 0, got -1"),
-        (predictor_corrector, {"snr": 0.0}, "snr must be above 0 and below 1, got 0.0"),
+        (predictor_corrector, {"snr": 0.0}, "snr must be > 0 and < 1, got 0.0"),
         (predictor_corrector, {"predictor": "ancestrel"}, "unknown predictor 'ancestrel': did you mean 'ancestral'"),
     ],
 )

@@ -70,9 +70,15 @@ def test_restart_from_clean_data() -> None:
 @pytest.mark.parametrize(
     ("interval", "message"),
     [
-        ((0.06, 0.01, 2, 3), "a restart from sigma = .* needs a larger sigma_max, got 0.01: use more steps"),
-        ((0.06, math.inf, 2, 3), "needs a larger sigma_max, got inf"),
-        ((0.06, 0.3, 2, 0), "a restart needs a whole number of steps, at least 1, got 0"),
+        ((0.06, 0.01, 2, 3), "a restart from sigma = .* needs a sigma_max above it and up to 157.*, got 0.01"),
+        ((0.06, 1e4, 2, 3), "a restart from sigma = .* needs a sigma_max above it and up to 157.*, got 10000.0"),
+        ((0.06, math.inf, 2, 3), "an interval's sigma_max must be finite, got inf"),
+        (("low", 0.3, 2, 3), "an interval's sigma_min must be >= 0 and finite, got 'low'"),
+        ((0.06, 0.3, -1, 3), "an interval's restarts must be a whole number, at least 0, got -1"),
+        ((0.06, 0.3, 1.5, 3), "an interval's restarts must be a whole number, at least 0, got 1.5"),
+        ((0.06, 0.3, 2, 0), "an interval's steps must be a whole number, at least 1, got 0"),
+        ((0.06, 0.3, 2), r"intervals are tuples \(sigma_min, sigma_max, restarts, steps\), got \(\(0.06, 0.3, 2\),\)"),
+        (0.06, "intervals are tuples"),
     ],
 )
 def test_bad_intervals(interval: Any, message: str) -> None:
@@ -85,9 +91,9 @@ def test_bad_intervals(interval: Any, message: str) -> None:
 
 
 def walk(steps: int, jump_length: int, jump_samples: int) -> list[int]:
-    """The levels of RePaint's appendix B, counted from clean data = 0: each jump_length apart a jump, so many times."""
+    """The levels of RePaint's appendix B, of which 0 is the cleanest with noise and -1 clean data, reached once."""
     jumps = dict.fromkeys(range(0, steps - jump_length, jump_length), jump_samples - 1)
-    t, path = steps, [steps]
+    t, path = steps, []
     while t >= 1:
         t -= 1
         path.append(t)
@@ -96,7 +102,7 @@ def walk(steps: int, jump_length: int, jump_samples: int) -> list[int]:
             for _ in range(jump_length):
                 t += 1
                 path.append(t)
-    return path
+    return [*path, -1]
 
 
 @EVERY_SYSTEM
@@ -106,7 +112,7 @@ def test_repaint_is_the_papers_loop(schedule: Schedule, jump_length: int, jump_s
     """DDPM where the level falls, noise where it rises; noises in a row are one draw here."""
     steps = 10
     plan = repaint(schedule, steps, jump_length, jump_samples, eta, spacing="karras", prediction="x0", clip=None)
-    s, eps = levels(schedule, steps)[::-1], slope(schedule)
+    s, eps = np.roll(levels(schedule, steps)[::-1], -1), slope(schedule)  # s[-1] is 0
     x, expected, path = start(plan), [], walk(steps, jump_length, jump_samples)
     variance, row = 0.0, -1
     for before, after in pairwise(path):
@@ -128,8 +134,9 @@ def test_repaint_visits_the_papers_levels(steps: int, jump_length: int, jump_sam
     """The times asked are those from which the paper's walk goes down."""
     plan = repaint(LINEAR, steps, jump_length, jump_samples)
     path = walk(steps, jump_length, jump_samples)
-    asked = [before - 1 for before, after in pairwise(path) if after < before]
+    asked = [before for before, after in pairwise(path) if after < before]
     np.testing.assert_array_equal(plan.t, np.array(asked) * (1000 // steps))
+    assert asked.count(0) == 1
 
 
 def test_repaint_without_jumps() -> None:
@@ -142,8 +149,16 @@ def test_repaint_without_jumps() -> None:
     np.testing.assert_allclose(repaint(LINEAR, 13, **once).column("cz"), noise_of_ddpm, rtol=1e-9)
 
 
-@pytest.mark.parametrize(("jump_length", "jump_samples"), [(0, 2), (2, 0), (1.5, 2), (2, 2.0)])
+@pytest.mark.parametrize(("jump_length", "jump_samples"), [(0, 2), (2, 0), (1.5, 2), (2, 2.0), (True, 2)])
 def test_bad_jumps(jump_length: Any, jump_samples: Any) -> None:
     """Jumps go up by whole levels, a whole number of times."""
-    with pytest.raises(InputError, match="jump_length and jump_samples must be whole numbers, at least 1"):
+    with pytest.raises(InputError, match="jump_(length|samples) must be a whole number, at least 1, got"):
         repaint(LINEAR, 10, jump_length, jump_samples)
+
+
+def test_numpy_integers() -> None:
+    """Counts may be numpy's."""
+    count = np.int64(2)
+    np.testing.assert_array_equal(repaint(LINEAR, 13, count, count).table, repaint(LINEAR, 13, 2, 2).table)
+    plans = [restart(LINEAR, 7, [(0.06, 0.3, n, n)]) for n in (count, 2)]
+    assert plans[0].table.tolist() == plans[1].table.tolist()

@@ -73,7 +73,7 @@ def test_keeps_the_level(mu: float, now: float, share: float) -> None:
 def test_bad_numbers() -> None:
     """mu = 1 would need an infinite step down; gamma must be a number."""
     for mu in (-0.1, 1.0, math.nan):
-        with pytest.raises(InputError, match=f"mu must be at least 0 and less than 1, got {mu}"):
+        with pytest.raises(InputError, match=f"mu must be >= 0 and < 1, got {mu}"):
             sigma_space(fd.schedules.linear(1000), 4, mu)
     for gamma in (math.inf, math.nan):
         with pytest.raises(InputError, match=f"gamma must be finite, got {gamma}"):

@@ -39,7 +39,7 @@ def test_falls_from_end_to_end(name: str, steps: int, low: float, span: float) -
     assert found.shape == (steps,)
     assert (np.diff(found) < 0).all()
     # Roots, exponentials and their inverses; "vp" finds the small end as a difference of the size of the large one,
-    # log(1 + sigma^2) <= 17, below which sigma^2 >= 1e-6 keeps 9 digits; "flow" and "beta" as one of sigma_max.
+    # log(1 + sigma^2) <= 17, below which sigma^2 >= 1e-6 keeps 9 digits; "beta" as one of sigma_max.
     assert found[[0, -1]] == pytest.approx([low * span, low], rel=1e-8)
 
 
@@ -97,8 +97,8 @@ def test_flow() -> None:
     np.testing.assert_allclose(shifted, [2 * t / (1 + t) for t in (1, 13 / 16, 10 / 16, 7 / 16, 1 / 4)], rtol=4 * EPS)
     stretched = 1 - 1 / (1 + sigmas.flow(5, 0.25 / 0.75, shift=2.0, terminal=0.1))
     np.testing.assert_allclose(1 - stretched, (1 - shifted) * 0.9 / (1 - shifted[-1]), rtol=8 * EPS)
-    # By name it begins where the schedule does.
-    levels = visited(schedules.flow(100), 4, "flow")
+    # Given as sigmas it begins in pure noise, and the network is asked in between the schedule's times.
+    levels = visited(schedules.flow(100), None, sigmas=sigmas.flow(4, 0.01 / 0.99))
     np.testing.assert_allclose([level.sigma for level in levels], [1, 0.67, 0.34, 0.01, 0], rtol=1e-14)
     assert [level.time for level in levels[:4]] == pytest.approx([99, 66, 33, 0], abs=1e-12)
 
@@ -136,13 +136,42 @@ def test_bad_arguments(options: dict[str, Any], message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("function", "options", "message"),
+    [
+        (sigmas.karras, {"rho": 0.0}, "rho must be > 0 and finite, got 0.0"),
+        (sigmas.exponential, {"rho": -1.0}, "rho must be > 0 and finite, got -1.0"),
+        (sigmas.beta, {"a": -1.0}, "a must be > 0 and finite, got -1.0"),
+        (sigmas.beta, {"b": math.nan}, "b must be > 0 and finite, got nan"),
+        (sigmas.vp, {"end": 1.0}, "end must be > 0 and < 1, got 1.0"),
+        (sigmas.flow, {"shift": -1.0}, "shift must be > 0 and finite, got -1.0"),
+        (sigmas.flow, {"terminal": 2.0}, "terminal must be > 0 and < 1, got 2.0"),
+    ],
+)
+def test_bad_shapes(function: Any, options: dict[str, Any], message: str) -> None:
+    """Each function refuses what its formula does not take."""
+    with pytest.raises(InputError, match=message):
+        function(4, 0.1, 10.0, **options)
+    with pytest.raises(InputError, match="steps must be a whole number, at least 1, got 0"):
+        sigmas.ays(0)
+
+
 @pytest.mark.parametrize("name", sigmas.names())
-def test_pure_noise_needs_a_spacing_for_it(name: str) -> None:
-    """Only "flow" begins at an infinite sigma / alpha; the others are told what to do."""
+def test_pure_noise_has_no_sigma(name: str) -> None:
+    """No spacing by sigma begins at an infinite sigma / alpha: one is told what to do."""
     options = {"steps": 4, "spacing": name, "prediction": "flow"}
-    if name == "flow":
-        assert fd.samplers.ddim(schedules.flow(100), **options).alpha[0] == 0
-        return
-    with pytest.raises(InputError, match="needs some signal in the noisiest level: give sigma_max or sigmas"):
+    with pytest.raises(InputError, match="cannot begin in pure noise: give sigma_max, or take spacing='trailing'"):
         fd.samplers.ddim(schedules.flow(100), **options)
     assert len(fd.samplers.ddim(schedules.flow(100), sigma_max=50.0, **options)) == 4
+
+
+def test_default_spacing() -> None:
+    """Karras', but "trailing" from pure noise, which follows the shift of a flow, and for a schedule of one level."""
+    schedule = schedules.linear(100)
+    assert visited(schedule, 4) == visited(schedule, 4, "karras")
+    assert visited(schedule.zero_terminal_snr(), 4) == visited(schedule.zero_terminal_snr(), 4, "trailing")
+    assert visited(schedules.flow(100), 4, sigma_max=9.0) == visited(schedules.flow(100), 4, "karras", sigma_max=9.0)
+    # 3 t / (2 t + 1) at t = 1, 3/4, 1/2, 1/4.
+    shifted = [level.sigma for level in visited(schedules.flow(100, 3.0), 4)]
+    assert shifted == pytest.approx([1, 0.9, 0.75, 0.5, 0], rel=4 * EPS)
+    assert [level.sigma for level in visited(schedules.linear(1), 1)] == [0.01, 0.0]

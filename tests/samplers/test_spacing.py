@@ -208,8 +208,16 @@ def test_timesteps_that_are_no_numbers(timesteps: Any) -> None:
 def test_bad_steps(steps: int) -> None:
     """There is no plan without steps, and none with more steps than levels."""
     for name in spacing.names():
-        with pytest.raises(InputError, match=f"steps must be between 1 and the schedule's 10 levels, got {steps}"):
+        with pytest.raises(InputError, match=f"steps must be a whole number in 1..10, got {steps}"):
             spacing.spaced(10, steps, name)
+
+
+def test_bad_distilled_steps() -> None:
+    """The levels of a distilled model are a part of the schedule's, and those visited a part of them."""
+    with pytest.raises(InputError, match="original_steps must be a whole number in 1..10, got 11"):
+        spacing.distilled(10, 4, 11)
+    with pytest.raises(InputError, match="steps must be a whole number in 1..5, got None"):
+        spacing.distilled(10, None, 5)  # type: ignore[arg-type]
 
 
 def test_unknown_spacing() -> None:

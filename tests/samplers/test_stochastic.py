@@ -1,4 +1,4 @@
-"""Stochastic samplers draw from the mixture: 100,000 samples, each test within their sampling error."""
+"""Stochastic samplers draw from the mixture, or from a law of their own: 100,000 samples within sampling error."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ import fastdiff as fd
 from fastdiff.bench import wasserstein
 from fastdiff.models import GaussianMixture
 from fastdiff.plan import Plan
+from fastdiff.samplers import SAMPLERS
 from tests.samplers.claims import claim, convergent
+from tests.samplers.propagate import marginals
 
 SAMPLES = 100_000
 MIXTURE = GaussianMixture(means=[[1.0, 0.3], [-1.0, -0.2]], spread=[0.1, 0.15], weights=[0.7, 0.3])
@@ -91,6 +93,24 @@ def test_samples(name: str) -> None:
     levels = {"spacing": "exponential", "final": "sigma_min", "clip": None, "prediction": "eps"}
     plan = fd.samplers.make(name, SCHEDULE, steps=steps, **levels, **claim(name).options(steps))
     check(fd.sample(MIXTURE.network(SCHEDULE), plan, (SAMPLES, 2), x_init=noised(plan.sigma[0], seed=0).float()))
+
+
+# Langevin dynamics and the distilled samplers, whose error stays.
+LAWS_OF_THEIR_OWN = [name for name in SAMPLERS if claim(name).noise and claim(name).order is None]
+
+
+@pytest.mark.parametrize("name", LAWS_OF_THEIR_OWN)
+def test_laws_of_their_own(name: str) -> None:
+    """For Gaussian data every state is Gaussian, with a mean and deviation that follow exactly from the plan."""
+    m, s, n = 0.7, 0.5, SAMPLES
+    model = GaussianMixture([[m]], [s]).network(SCHEDULE)
+    steps, few = (10, {"per_level": 10}) if name == "annealed_langevin" else (20, {})
+    plan = fd.samplers.make(name, SCHEDULE, steps=steps, final="sigma_min", clip=None, **few)
+    start = math.hypot(s, plan.sigma[0])
+    mean, deviation = (law[-1] for law in marginals(plan, model, m, start))
+    x = fd.sample(model, plan, (n, 1), x_init=m + start * fd.noise.normal((n, 1), seed=1)).double()
+    assert abs(x.mean() - mean) <= STANDARD_ERRORS * deviation / math.sqrt(n)
+    assert abs(x.std() - deviation) <= STANDARD_ERRORS * deviation / math.sqrt(2 * n)
 
 
 # --- Langevin dynamics on the mixture of Song & Ermon 2019, section 3.2.2

@@ -147,22 +147,29 @@ def test_sa_solver_without_noise_is_unipc(schedule: Schedule, order: int) -> Non
 
 
 def test_tau_holds_in_its_range() -> None:
-    """A number counts where the step begins within tau_min..tau_max, and the noise is there alone."""
-    plan = sa_solver(LINEAR, 20, tau=1.0, tau_min=0.1, tau_max=10.0)
-    ratio = (plan.sigma / plan.alpha)[:-1]
-    np.testing.assert_array_equal(plan.column("cz") > 0, (ratio >= 0.1) & (ratio <= 10.0))
+    """A number counts where the step begins within tau_min..tau_max, 0.05..50 by default, with noise there alone."""
+    begins = (sa_solver(LINEAR, 20).sigma / sa_solver(LINEAR, 20).alpha)[:-1]
+    ends = begins[15], begins[3]  # belong to it
+    for low, high, options in ((0.05, 50.0, {}), (*ends, {"tau_min": ends[0], "tau_max": ends[1]})):
+        plan = sa_solver(LINEAR, 20, **options)
+        np.testing.assert_array_equal(plan.column("cz") > 0, (low <= begins) & (begins <= high))
 
 
 def test_refusals() -> None:
     """One line each, that says what was wrong."""
     refused: list[tuple[str, Callable[..., Plan], dict[str, Any]]] = [
-        ("order must be 1, 2 or 3, got 4", unipc, {"order": 4}),
-        ("unknown solver 'bh3'", unipc, {"solver": "bh3"}),
+        ("order must be a whole number in 1..3, got 4", unipc, {"order": 4}),
+        ("order must be a whole number in 1..3, got 2.0", unipc, {"order": 2.0}),
+        ("unknown solver 'bh3'.*known are bh1, bh2$", unipc, {"solver": "bh3"}),
+        ("unknown solver 'midpoint'.*known are bh1, bh2$", unipc, {"solver": "midpoint"}),
+        ("unknown solver 'bh2'.*known are bh1, heun$", sa_solver, {"solver": "bh2"}),
+        ("disable_corrector must be a list of steps, got 0", unipc, {"disable_corrector": 0}),
         ("unknown predicts 'noise'", unipc, {"predicts": "noise"}),
-        ("predictor_order must be in 1..3 and corrector_order in 0..4, got 0 and 2", sa_solver, {"predictor_order": 0}),
-        ("predictor_order must be in 1..3 and corrector_order in 0..4, got 2 and 5", sa_solver, {"corrector_order": 5}),
-        ("tau must be finite and >= 0", sa_solver, {"tau": -1.0}),
-        ("tau must be finite and >= 0", sa_solver, {"tau": lambda s: math.inf}),
+        ("predictor_order must be a whole number in 1..3, got 0", sa_solver, {"predictor_order": 0}),
+        ("corrector_order must be a whole number in 0..4, got 5", sa_solver, {"corrector_order": 5}),
+        ("tau must be >= 0 and finite, got -1.0", sa_solver, {"tau": -1.0}),
+        ("tau must be >= 0 and finite, got inf", sa_solver, {"tau": lambda s: math.inf}),
+        ("tau must be >= 0 and finite, got '1'", sa_solver, {"tau": "1"}),
     ]
     for message, method, wrong in refused:
         with pytest.raises(InputError, match=message) as caught:
