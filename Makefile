@@ -8,7 +8,7 @@ PACKAGE := pyproject.toml setup.py constraints.txt $(filter-out csrc/tests/%,$(w
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-asan test-tsan test-aarch64 lint types check checkpoint rngtest quality bench gpu code wheel clean
+.PHONY: help demo test test-asan test-tsan test-aarch64 lint types check checkpoint rngtest quality few-steps bench gpu code wheel clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1	/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
@@ -31,7 +31,8 @@ test: .venv/.dev  ## pytest
 
 # Sanitizers must be loaded before Python. They test build/asan and build/tsan, copies of the package with their own
 # extension. ThreadSanitizer gives up where addresses are too random: sysctl vm.mmap_rnd_bits=28.
-SANITIZED = $(filter-out %_large.py %_standalone.py,$(wildcard tests/ops/test_*.py)) tests/samplers tests/test_noise.py \
+SANITIZED = $(filter-out %_large.py %_standalone.py,$(wildcard tests/ops/test_*.py)) $(addprefix tests/samplers/test_,ddim.py ddpm.py) \
+	tests/test_noise.py tests/test_conditioning.py tests/test_serve.py \
 	tests/test_noise_loss.py tests/test_forward.py tests/test_sample.py
 preload = LD_PRELOAD="$(foreach library,$(1),$(shell $(CXX) -print-file-name=lib$(library).so))"
 test-asan: .venv/.dev  ## run the C++ kernels under AddressSanitizer and UBSan
@@ -68,6 +69,9 @@ rngtest: .venv/.dev  ## feed the random numbers to PractRand or dieharder; takes
 
 quality: .venv/.dev  ## measure sample quality
 	$(BIN)/python -m fastdiff.bench.quality
+
+few-steps: .venv/.dev  ## measure how few evaluations each sampler needs
+	$(BIN)/python -m fastdiff.bench.few_steps
 
 bench: .venv/.dev  ## measure speed on one and on two threads
 	$(BIN)/fastdiff bench --rounds 15

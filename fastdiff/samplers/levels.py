@@ -16,6 +16,8 @@ from fastdiff.schedules import Schedule
 
 # Whether the last step lands on a level with noise, rather than on clean data.
 _LANDS = {"zero": False, "sigma_min": True}
+# Largest sigma / alpha from which levels are spaced by sigma unless told to: the cosine schedule's is 2e4.
+_FARTHEST = 1e4
 
 
 class Level(NamedTuple):
@@ -95,8 +97,8 @@ def visited(
         schedule: the levels that the network was trained on.
         steps: how many levels to visit; None takes every level of the schedule.
         spacing: a name of `spacing.spaced`, which picks levels of the schedule, or of `sigmas.SPACINGS`, which may
-            pick levels in between. None is "karras", but "trailing" where the schedule begins in pure noise, which is
-            beyond every sigma / alpha, or has one level.
+            pick levels in between. None is "karras", but "trailing" where the schedule has one level or begins in pure
+            noise or nearly so (sigma / alpha > 1e4), where most levels by sigma would go to waste.
         timesteps: indices of the schedule to visit instead, falling strictly.
         which: see `Visits`.
 
@@ -105,8 +107,8 @@ def visited(
     """
     lands = lookup("final", which.get("final", "zero"), _LANDS)
     if spacing is None:
-        has_range = len(schedule) > 1 and (schedule.alpha[-1] > 0 or which.get("sigma_max") is not None)
-        spacing = "karras" if has_range else "trailing"
+        near = schedule.sigma[-1] <= _FARTHEST * schedule.alpha[-1] or which.get("sigma_max") is not None
+        spacing = "karras" if len(schedule) > 1 and near else "trailing"
     found = _chosen(schedule, steps, spacing, timesteps, lands, which)
     if lands and found[-2].ratio <= found[-1].ratio:
         raise InputError("final='sigma_min' needs a last level above the schedule's cleanest: use another spacing")

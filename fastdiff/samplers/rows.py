@@ -37,7 +37,7 @@ class Options(Common, total=False):
 
     Attributes:
         spacing: which levels to visit; see `fastdiff.samplers.spacing` and `fastdiff.samplers.sigmas`. None is
-            "karras", but "trailing" where the schedule begins in pure noise.
+            "karras", but "trailing" where the schedule begins in pure noise or nearly so, as cosine does.
         timesteps: schedule indices to visit instead, falling strictly.
     """
 
