@@ -14,7 +14,7 @@ help:  ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1	/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
 
 demo: .venv/.run  ## install what sampling needs and draw samples.png
-	$(BIN)/fastdiff sample --steps 20 --out samples.png
+	$(BIN)/fastdiff sample --out samples.png
 
 check: lint types test  ## lint, types and test
 
