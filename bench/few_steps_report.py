@@ -94,12 +94,13 @@ def figure(results: Results) -> Figure:
     """The best samplers and DDIM: each measure of which less is better, against the evaluations."""
     panels = [(problem, measure) for problem, found in MEASURES.items() for measure, less in found.items() if less]
     drawn = Figure(figsize=(12, 4 * math.ceil(len(panels) / 2)), layout="constrained")
-    for axes, (problem, measure) in zip(drawn.subplots(math.ceil(len(panels) / 2), 2).flat, panels, strict=False):
+    for place, (problem, measure) in enumerate(panels):
+        axes = drawn.add_subplot(math.ceil(len(panels) / 2), 2, place + 1)
         best = best_spacings(results, problem, measure)
         shown = [*list(best)[:SHOWN_LINES], *([BASELINE] if BASELINE in best else [])]
-        for place, sampler in enumerate(dict.fromkeys(shown)):
+        for line_of, sampler in enumerate(dict.fromkeys(shown)):
             spacing, numbers = best[sampler]
-            color, line = ("black", "--") if sampler == BASELINE else (colormaps["tab10"](place), "-")
+            color, line = ("black", "--") if sampler == BASELINE else (colormaps["tab10"](line_of), "-")
             label = f"{sampler}, {spacing}"
             axes.plot(list(numbers), list(numbers.values()), line, color=color, marker="o", label=label)
         floor = results["floor"][problem].get(measure)

@@ -25,7 +25,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help="A 
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-# What wins both Frechet distances at its number of evaluations in bench/results/few_steps.md.
+# The sampler of both least Frechet distances at its number of evaluations in bench/results/few_steps.json.
 SAMPLER, STEPS = "dpmpp_3m_sde", 15
 SPACINGS = (*spacings.names(), *sigmas.names())
 RUN = TrainConfig()  # the defaults of `train`
