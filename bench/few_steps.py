@@ -180,8 +180,10 @@ def _measure(name: str, problem: Problem, results: few_steps_report.Results, pat
     done = {tuple(cell[key] for key in few_steps_report.KEYS) for cell in results["cells"]}
     todo = [(sampler, spacing, nfe) for spacing in spacings for sampler in compared() for nfe in EVALUATIONS]
     for sampler, spacing, nfe in tqdm(todo, desc=name, unit="cell", disable=None):
+        if (name, sampler, spacing, nfe) in done:
+            continue
         plan = largest(problem, sampler, nfe, spacing=spacing, **spacings[spacing])
-        if (name, sampler, spacing, nfe) in done or plan is None:
+        if plan is None:
             continue
         started = time.perf_counter()
         cell = {"problem": name, "sampler": sampler, "spacing": spacing, "nfe": nfe, "evaluations": plan.nfe}

@@ -63,7 +63,7 @@ def sample(
         str, typer.Option(help="Checkpoint folder, run folder, or the name of a shipped one.")
     ] = "digits",
     out: Annotated[Path, typer.Option(help="PNG to write.")] = Path("samples.png"),
-    sampler: Annotated[str, typer.Option(help=f"{', '.join(sorted(samplers.SAMPLERS))}.")] = SAMPLER,
+    sampler: Annotated[str, typer.Option(help=f"{', '.join(samplers.SAMPLERS)}.")] = SAMPLER,
     steps: Annotated[int, typer.Option(help="Steps; one network evaluation each, two for heun and its like.")] = STEPS,
     eta: Annotated[str | None, typer.Option(help="Noise, for samplers that have an eta; DDIM's is 0..1.")] = None,
     spacing: Annotated[

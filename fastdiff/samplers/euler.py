@@ -9,7 +9,7 @@ from typing_extensions import Unpack
 from fastdiff.plan import Plan
 from fastdiff.samplers.registry import sampler
 from fastdiff.samplers.rows import Options, Rows
-from fastdiff.samplers.stages import add_euler, ancestral, churned, start_scale, straight
+from fastdiff.samplers.stages import add_euler, ancestral, churned_plan, straight
 from fastdiff.schedules import Schedule
 
 
@@ -38,10 +38,7 @@ def euler(
         InputError: an argument is out of range or a name is unknown.
     """
     rows = Rows(schedule, steps, **options)
-    churning = churned(rows, churn, churn_min, churn_max, churn_noise)
-    for step in churning:
-        add_euler(rows, step)
-    return rows.plan(init_scale=start_scale(rows, churning[0]))
+    return churned_plan(rows, add_euler, churn, churn_min, churn_max, churn_noise)
 
 
 @sampler

@@ -9,7 +9,7 @@ from typing_extensions import Unpack
 from fastdiff.plan import Plan
 from fastdiff.samplers.registry import sampler
 from fastdiff.samplers.rows import Options, Rows
-from fastdiff.samplers.stages import add_heun, add_midpoint, ancestral, churned, start_scale, straight
+from fastdiff.samplers.stages import add_heun, add_midpoint, ancestral, churned_plan, straight
 from fastdiff.schedules import Schedule
 
 
@@ -38,10 +38,7 @@ def heun(
         InputError: an argument is out of range or a name is unknown.
     """
     rows = Rows(schedule, steps, **options)
-    churning = churned(rows, churn, churn_min, churn_max, churn_noise)
-    for step in churning:
-        add_heun(rows, step)
-    return rows.plan(init_scale=start_scale(rows, churning[0]))
+    return churned_plan(rows, add_heun, churn, churn_min, churn_max, churn_noise)
 
 
 @sampler
@@ -59,10 +56,7 @@ def kdpm2(
     Arguments, rows and errors are those of `heun`.
     """
     rows = Rows(schedule, steps, **options)
-    churning = churned(rows, churn, churn_min, churn_max, churn_noise)
-    for step in churning:
-        add_midpoint(rows, step)
-    return rows.plan(init_scale=start_scale(rows, churning[0]))
+    return churned_plan(rows, add_midpoint, churn, churn_min, churn_max, churn_noise)
 
 
 @sampler

@@ -6,11 +6,12 @@ With `s = sigma / alpha` the ODE is `d(x / alpha) = eps ds` (Karras et al. 2022,
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
 from fastdiff.errors import number
+from fastdiff.plan import Plan
 from fastdiff.samplers.levels import CLEAN, Level
 from fastdiff.samplers.rows import Rows
 
@@ -140,6 +141,16 @@ def churned(
     begins = [*(raised(level) for level in rows.levels[:-1]), rows.levels[-1]]
     downs = rows.levels[1:]
     return [Step(now, down, after, churn_noise) for (now, after), down in zip(pairwise(begins), downs, strict=True)]
+
+
+def churned_plan(
+    rows: Rows, add_step: Callable[[Rows, Step], None], churn: float, churn_min: float, churn_max: float, noise: float
+) -> Plan:
+    """Return the plan whose steps, `churned` with these arguments, are added by `add_step`."""
+    steps = churned(rows, churn, churn_min, churn_max, noise)
+    for step in steps:
+        add_step(rows, step)
+    return rows.plan(init_scale=start_scale(rows, steps[0]))
 
 
 def start_scale(rows: Rows, first: Step) -> float:
