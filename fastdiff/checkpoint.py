@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -25,9 +25,22 @@ FORMAT = "fastdiff-checkpoint-1"
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 STEP_FOLDER = "step-{:08d}"
+DIFFUSION = "diffusion"  # what a config that does not say it holds
+Kind = TypeVar("Kind")
 
 # Checkpoints that ship with the package, by name.
 SHIPPED = Path(__file__).parent / "checkpoints"
+
+
+class Saved(Protocol):
+    """What a checkpoint folder can hold."""
+
+    @property
+    def model(self) -> models.Model:
+        """The network whose weights are stored."""
+
+    def config(self) -> dict[str, Any]:
+        """Return what `config.json` says of it, JSON-ready: "holds", the kind of thing it is, and more."""
 
 
 @dataclass(frozen=True)
@@ -71,24 +84,38 @@ class Checkpoint:
         """
         return samplers.make(sampler, self.schedule, **{"prediction": self.prediction, "clip": self.clip, **options})
 
+    def config(self) -> dict[str, Any]:
+        """Return what `config.json` says of it, JSON-ready.
 
-def config_of(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Return what `config.json` says of a checkpoint, JSON-ready."""
-    return {
-        "format": FORMAT,
-        "model": models.describe(checkpoint.model),
-        "schedule": dict(checkpoint.schedule.config),
-        "prediction": checkpoint.prediction,
-        "shape": list(checkpoint.shape),
-        "classes": list(checkpoint.classes),
-        "clip": checkpoint.clip,
-        "data": checkpoint.data,
-    }
+        Raises:
+            CheckpointError: the schedule was made by hand.
+        """
+        return {
+            "holds": DIFFUSION,
+            "schedule": schedule_config(self.schedule),
+            "prediction": self.prediction,
+            "shape": list(self.shape),
+            "classes": list(self.classes),
+            "clip": self.clip,
+            "data": self.data,
+        }
+
+
+def schedule_config(schedule: Schedule) -> dict[str, Any]:
+    """Return what a schedule is rebuilt from, JSON-ready. Raises CheckpointError for one made by hand."""
+    if not schedule.config:
+        raise CheckpointError("this schedule was made by hand and could not be rebuilt: train on a named schedule")
+    return dict(schedule.config)
+
+
+def config_of(saved: Saved) -> dict[str, Any]:
+    """Return the whole content of `config.json`, JSON-ready."""
+    return {"format": FORMAT, "model": models.describe(saved.model), **saved.config()}
 
 
 def save(
     path: str | Path,
-    checkpoint: Checkpoint,
+    saved: Saved,
     training: Mapping[str, Any] | None = None,
     tensors: Mapping[str, Mapping[str, Tensor]] | None = None,
 ) -> None:
@@ -96,7 +123,7 @@ def save(
 
     Args:
         path: the folder; one of that name is replaced.
-        checkpoint: what to save.
+        saved: what to save.
         training: JSON-ready data kept beside it in config.json.
         tensors: further files of tensors, by file name.
 
@@ -107,10 +134,8 @@ def save(
     target = Path(path)
     if target.exists() and not (target / CONFIG).is_file() and not (target.is_dir() and not any(target.iterdir())):
         raise CheckpointError(f"{path} is there already and is no checkpoint: choose another folder")
-    if not checkpoint.schedule.config:
-        raise CheckpointError("this schedule was made by hand and could not be rebuilt: train on a named schedule")
-    config = {**config_of(checkpoint), **({"training": dict(training)} if training else {})}
-    files = {WEIGHTS: checkpoint.model.state_dict(), **(tensors or {})}
+    config = {**config_of(saved), **({"training": dict(training)} if training else {})}
+    files = {WEIGHTS: saved.model.state_dict(), **(tensors or {})}
     try:
         with new_folder(target) as folder:
             for name, content in files.items():
@@ -128,14 +153,10 @@ def load(path: str | Path = "digits", device: torch.device | str = "cpu") -> Che
     Raises:
         CheckpointError: there is none, or it is truncated, foreign or of another version.
     """
-    folder = find(path)
-    config = read_config(folder)
-    weights = read_tensors(folder / WEIGHTS)
-    try:
-        model = models.build(config["model"])
-        model.load_state_dict(weights)
-        checkpoint = Checkpoint(
-            model=model.to(device).eval(),
+
+    def build(config: Mapping[str, Any], model: models.Model) -> Checkpoint:
+        return Checkpoint(
+            model=model,
             schedule=schedules.from_config(config["schedule"]),
             prediction=config["prediction"],
             shape=tuple(config["shape"]),
@@ -143,6 +164,30 @@ def load(path: str | Path = "digits", device: torch.device | str = "cpu") -> Che
             clip=config["clip"],
             data=config["data"],
         )
+
+    return read(find(path), DIFFUSION, build, device)
+
+
+def read(
+    folder: Path,
+    holds: str,
+    build: Callable[[Mapping[str, Any], models.Model], Kind],
+    device: torch.device | str = "cpu",
+) -> Kind:
+    """Read a checkpoint folder: build its network, and from its config and that what it holds.
+
+    Raises:
+        CheckpointError: it holds something else, or is truncated, foreign or of another version.
+    """
+    config = read_config(folder)
+    found = config.get("holds", DIFFUSION)
+    if found != holds:
+        raise CheckpointError(f"{folder} holds a network for {found}: one for {holds} is needed here")
+    weights = read_tensors(folder / WEIGHTS)
+    try:
+        model = models.build(config["model"])
+        model.load_state_dict(weights)
+        return build(config, model.to(device).eval())
     except KeyError as error:
         raise CheckpointError(
             f"{folder / CONFIG} has no entry {error}: it is incomplete or of another version"
@@ -151,7 +196,6 @@ def load(path: str | Path = "digits", device: torch.device | str = "cpu") -> Che
         raise CheckpointError(f"{folder / CONFIG} does not describe a network: {error}") from None
     except RuntimeError:
         raise CheckpointError(f"{folder / WEIGHTS} does not hold the weights that its {CONFIG} describes") from None
-    return checkpoint
 
 
 def find(path: str | Path) -> Path:

@@ -33,12 +33,7 @@ def build(description: Mapping[str, Any], seed: int = 0) -> Model:
 def check_fits(model: Model, shape: tuple[int, ...], classes: int) -> None:
     """Raise InputError if a network does not take samples of `shape` (without the batch) or has other classes."""
     config = model.config
-    fits = (
-        len(shape) == 3 and shape[0] == config.channels
-        if isinstance(config, UNetConfig)
-        else shape == (config.dimensions,)
-    )
-    if not fits:
+    if not config.takes(shape):
         raise InputError(f"samples of shape {shape} do not fit the network {config}")
     if classes != config.classes:
         raise InputError(f"there are {classes} classes and the network knows {config.classes}")

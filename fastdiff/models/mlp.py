@@ -15,16 +15,29 @@ from fastdiff.models.embedding import Conditioning
 
 @dataclass(frozen=True)
 class MLPConfig:
-    """Sizes of an `MLP`: dimensions of a point, hidden width (even), residual layers, number of classes (0: none)."""
+    """Sizes of an `MLP`.
+
+    Attributes:
+        dimensions: of a point.
+        width: hidden units, even.
+        layers: residual layers.
+        classes: number of classes; 0 for an unconditional network.
+        learn_variance: give as many outputs again, the v of Nichol & Dhariwal 2021.
+    """
 
     dimensions: int = 2
     width: int = 128
     layers: int = 4
     classes: int = 0
+    learn_variance: bool = False
 
     def __post_init__(self) -> None:
         if min(self.dimensions, self.width, self.layers) < 1 or self.classes < 0:
             raise InputError(f"MLP sizes must be positive, got {self}")
+
+    def takes(self, shape: tuple[int, ...]) -> bool:
+        """Return whether samples of a shape, without the batch, fit."""
+        return shape == (self.dimensions,)
 
 
 class MLP(nn.Module):
@@ -37,6 +50,7 @@ class MLP(nn.Module):
         super().__init__()
         self.config = config
         width = config.width
+        outputs = config.dimensions * (2 if config.learn_variance else 1)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.conditioning = Conditioning(width, config.classes)
@@ -45,7 +59,7 @@ class MLP(nn.Module):
             self.layers = nn.ModuleList(
                 nn.Sequential(nn.LayerNorm(width), nn.SiLU(), nn.Linear(width, width)) for _ in range(config.layers)
             )
-            self.output = nn.Sequential(nn.LayerNorm(width), nn.SiLU(), nn.Linear(width, config.dimensions))
+            self.output = nn.Sequential(nn.LayerNorm(width), nn.SiLU(), nn.Linear(width, outputs))
             nn.init.zeros_(self.output[-1].weight)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:

@@ -56,6 +56,10 @@ class UNetConfig:
         if not 0 <= self.dropout < 1:
             raise InputError(f"dropout must be in [0, 1), got {self.dropout}")
 
+    def takes(self, shape: tuple[int, ...]) -> bool:
+        """Return whether samples of a shape, without the batch, fit."""
+        return len(shape) == 3 and shape[0] == self.channels
+
 
 class ResidualBlock(nn.Module):
     """GroupNorm, SiLU, convolution, twice; the embedding scales and shifts the second norm."""

@@ -11,6 +11,9 @@ from fastdiff import prediction as predictions
 from fastdiff import schedules
 from fastdiff.errors import InputError, lookup
 from fastdiff.noise import MAX_SEED
+from fastdiff.train.objectives import OBJECTIVES
+from fastdiff.train.objectives.weights import WEIGHTS
+from fastdiff.train.times import TIMES
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 TRACKERS = {"none": None, "tensorboard": "tensorboard"}
@@ -25,7 +28,11 @@ class TrainConfig:
     Attributes:
         data: name of the data; see `fastdiff.train.data.load`.
         size, channels: of images read from disk; None is the data's own.
+        objective: what is minimised; see `fastdiff.train.objectives`.
+        weighting: gamma of L_gamma, by name; None for other objectives.
+        times: the distribution of t; see `fastdiff.train.times`.
         schedule: name of the noise schedule; T: its levels.
+        sigma_min, sigma_max: ends of a schedule that is given by them; None is its own.
         prediction: what the network predicts.
         width, multipliers, blocks, attention: sizes of the U-Net (points take an MLP of `width`).
         dropout: inside the network; condition_dropout: probability that a label is replaced by the null token.
@@ -46,8 +53,13 @@ class TrainConfig:
     data: str = "digits"
     size: int | None = None
     channels: int | None = None
+    objective: str = "l_simple"
+    weighting: str | None = None
+    times: str = "uniform"
     schedule: str = "cosine"
     T: int = 1000
+    sigma_min: float | None = None
+    sigma_max: float | None = None
     prediction: str = "v"
     width: int = 64
     multipliers: tuple[int, ...] = (1, 2)
@@ -72,6 +84,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("multipliers", "attention"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        lookup("objective", self.objective, OBJECTIVES)
+        lookup("times", self.times, TIMES)
         lookup("prediction", self.prediction, dict.fromkeys(predictions.names()))
         lookup("schedule", self.schedule, dict.fromkeys(schedules.names()))
         lookup("precision", self.precision, PRECISIONS)
@@ -84,9 +98,19 @@ class TrainConfig:
                 raise InputError(f"{name} must be in [0, 1), got {getattr(self, name)}")
         if not 0 <= self.seed <= MAX_SEED:
             raise InputError(f"seed must be between 0 and {MAX_SEED}, got {self.seed}")
+        self._check_weighting()
         for name in ("warmup", "weight_decay", "workers"):
             if not getattr(self, name) >= 0:
                 raise InputError(f"{name} must be >= 0, got {getattr(self, name)}")
+
+    def _check_weighting(self) -> None:
+        known = ", ".join(WEIGHTS)
+        if self.objective == "l_gamma" and self.weighting is None:
+            raise InputError(f"l_gamma needs its weights: give --weighting, one of {known}")
+        if self.weighting is not None:
+            lookup("weighting", self.weighting, WEIGHTS)
+            if self.objective != "l_gamma":
+                raise InputError(f"{self.objective} has weights of its own: leave --weighting out, or use l_gamma")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings, JSON-ready."""
@@ -94,9 +118,11 @@ class TrainConfig:
 
     def check_same_run(self, earlier: dict[str, Any]) -> None:
         """Raise InputError if resuming from `earlier` (a `to_dict`) would not continue the same run."""
-        own = self.to_dict()
+        own, defaults = self.to_dict(), TrainConfig().to_dict()
         for name in (field.name for field in fields(self) if field.name not in _FREE):
-            if own[name] != earlier.get(name):
+            # A run of an earlier version did what the default of a newer setting does.
+            before = earlier.get(name, defaults[name])
+            if own[name] != before:
                 raise InputError(
-                    f"cannot resume: {name} was {earlier.get(name)!r}, now {own[name]!r}: give the same, or a new --out"
+                    f"cannot resume: {name} was {before!r}, now {own[name]!r}: give the same, or a new --out"
                 )

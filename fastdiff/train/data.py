@@ -29,6 +29,7 @@ class Data:
     `dataset[i]` is `(x, label)`: `x` float32 of `shape`, which is `(C, H, W)` with values in [-1, 1] for images and
     `(2,)` for points; `label` an int64 scalar below `len(classes)`, or always 0 where `classes` is empty, as it is for
     unlabelled data. `skipped` counts the files of this split that were left out because they could not be read.
+    `levels` is how many values, evenly from -1 to 1, a pixel can have; None for points, which are continuous.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Data:
     shape: tuple[int, ...]
     classes: tuple[str, ...]
     skipped: int = 0
+    levels: int | None = None
 
     def __len__(self) -> int:
         return len(cast(Sized, self.dataset))
@@ -87,7 +89,7 @@ def load(spec: str, *, split: str = "train", size: int | None = None, channels: 
         problem = "is not a folder" if root.exists() else "does not exist"
         raise InputError(f"{root} {problem}: give the path of the folder that holds the data")
     dataset, classes, skipped = _ON_DISK[key](root, held_out, size, channels)
-    return Data(spec, dataset, (channels, size, size), classes, skipped)
+    return Data(spec, dataset, (channels, size, size), classes, skipped, levels=256)
 
 
 def batches(dataset_length: int, batch_size: int, seed: int, start: int = 0) -> Iterator[Ints]:
@@ -132,7 +134,7 @@ def _digits(held_out: bool) -> Data:
     chosen = parts[int(held_out)]
     x = torch.from_numpy(bundled.images[chosen] / 8 - 1).float().unsqueeze(1)
     labels = torch.from_numpy(bundled.target[chosen]).long()
-    return Data("digits", TensorDataset(x, labels), (1, 8, 8), tuple("0123456789"))
+    return Data("digits", TensorDataset(x, labels), (1, 8, 8), tuple("0123456789"), levels=17)
 
 
 def _points(

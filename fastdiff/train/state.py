@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,29 +12,37 @@ from torch import Tensor, nn
 from fastdiff.checkpoint import read_tensors
 from fastdiff.errors import CheckpointError
 
-_MODEL, _OPTIMIZER = "model.", "optimizer."
+_MODEL, _OPTIMIZER, _TIMES = "model.", "optimizer.", "times."
 
 
-def collect(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return weights as `model.NAME` and moments as `optimizer.PARAMETER.NAME`."""
+def collect(model: nn.Module, optimizer: torch.optim.Optimizer, times: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return weights as `model.NAME`, moments as `optimizer.PARAMETER.NAME`, what the times learnt as `times.NAME`."""
     moments = optimizer.state_dict()["state"]
-    return {f"{_MODEL}{name}": value for name, value in model.state_dict().items()} | {
-        f"{_OPTIMIZER}{number}.{name}": value for number, state in moments.items() for name, value in state.items()
+    return {
+        **{f"{_MODEL}{name}": value for name, value in model.state_dict().items()},
+        **{f"{_OPTIMIZER}{number}.{name}": value for number, state in moments.items() for name, value in state.items()},
+        **{f"{_TIMES}{name}": value for name, value in times.items()},
     }
 
 
-def load(model: nn.Module, optimizer: torch.optim.Optimizer, file: Path) -> None:
+def load(model: nn.Module, optimizer: torch.optim.Optimizer, times: Mapping[str, Tensor], file: Path) -> None:
     """Put what `collect` returned, saved in a file, back. Raises CheckpointError if the file does not fit."""
     tensors = read_tensors(file)
-    weights = {name.removeprefix(_MODEL): value for name, value in tensors.items() if name.startswith(_MODEL)}
+    parameters = list(model.parameters())
+    moments: dict[int, dict[str, Tensor]] = {}
     with _fitting(file):
-        model.load_state_dict(weights)
-        parameters = list(model.parameters())
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name in tensors.keys() - {_MODEL + key for key in weights}:
-            number, key = name.removeprefix(_OPTIMIZER).split(".")
-            moments.setdefault(int(number), {})[key] = _laid_out_like(parameters[int(number)], tensors[name])
+        model.load_state_dict(_named(_MODEL, tensors))
+        for name, value in _named(_OPTIMIZER, tensors).items():
+            number, key = name.split(".")
+            moments.setdefault(int(number), {})[key] = _laid_out_like(parameters[int(number)], value)
         optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+        learnt = _named(_TIMES, tensors)
+        for name, value in times.items():
+            value.copy_(learnt[name])
+
+
+def _named(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def load_weights(model: nn.Module, file: Path) -> None:
@@ -53,5 +61,5 @@ def _laid_out_like(parameter: Tensor, value: Tensor) -> Tensor:
 def _fitting(file: Path) -> Iterator[None]:
     try:
         yield
-    except (RuntimeError, ValueError, IndexError):
+    except (RuntimeError, ValueError, LookupError):
         raise CheckpointError(f"{file} does not hold the tensors of this run's network") from None

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -17,35 +17,23 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from fastdiff import checkpoint as checkpoints
-from fastdiff import models, pictures, schedules
-from fastdiff import prediction as predictions
-from fastdiff.checkpoint import Checkpoint
+from fastdiff import models
+from fastdiff.checkpoint import Saved
 from fastdiff.errors import InputError, NonFiniteError
 from fastdiff.files import check_folder
-from fastdiff.sample import sample
-from fastdiff.schedules import Schedule
 from fastdiff.train import data as datasets
 from fastdiff.train import state as states
+from fastdiff.train import tasks
+from fastdiff.train.batch import Batch
 from fastdiff.train.config import PRECISIONS, TRACKERS, TrainConfig
-from fastdiff.train.data import Data
 from fastdiff.train.libraries import require
-from fastdiff.train.objectives import l_simple
+from fastdiff.train.times import TIMES, Floats, Ints
 
 STATE = "training.safetensors"
-SAMPLES_PER_CLASS = 8
 REPORT_EVERY = 20  # steps; reading the loss waits for the device
+Bools = npt.NDArray[np.bool_]
 # Names the independent random streams that share a run's seed.
 _TIMES_STREAM, _NETWORK_STREAM = 1, 2
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One process's share of a step: data, schedule indices, condition, and positions within the whole batch."""
-
-    x0: Tensor
-    t: Tensor
-    cond: dict[str, Tensor]
-    position: Tensor
 
 
 def train(config: TrainConfig, out: str | Path, *, resume: bool = False, progress: bool = True) -> Path:
@@ -70,7 +58,7 @@ def train(config: TrainConfig, out: str | Path, *, resume: bool = False, progres
 
 
 class Trainer:
-    """A run in progress: network, averaged network, optimiser, data and the step they stand at."""
+    """A run in progress: task, network, averaged network, optimiser, data and the step they stand at."""
 
     def __init__(self, config: TrainConfig, out: Path, *, resume: bool = False) -> None:
         self.config, self.out = config, out
@@ -83,10 +71,10 @@ class Trainer:
         self.data = datasets.load(config.data, size=config.size, channels=config.channels)
         if self.data.skipped:
             self.accelerator.print(f"skipped {self.data.skipped} unreadable images of {config.data}", file=sys.stderr)
+        self.task = tasks.make(config, self.data)
         check_folder(out)
-        self.schedule = _schedule(config)
-        predictions.coefficients(config.prediction, self.schedule.alpha, self.schedule.sigma, self.schedule.step_sigma)
-        model = models.build(_description(config, self.data), seed=config.seed)
+        self.times = TIMES[config.times](self.task.levels)
+        model = models.build(self.task.description, seed=config.seed)
         self.average = models.build(models.describe(model), seed=config.seed).to(self.accelerator.device)
         optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
         self.model: nn.Module
@@ -131,23 +119,17 @@ class Trainer:
             group["lr"] = learning_rate(config, self.step)
         self.model.train()
         with self._autocast():
-            loss = l_simple(
-                self.model,
-                batch.x0,
-                batch.t,
-                self.schedule,
-                config.prediction,
-                batch.cond,
-                seed=config.seed,
-                index=batch.position,
-                step=self.step,
-            )
+            losses = self.task.loss(self.model, batch)
+        loss = (losses * batch.weight).mean()
         self.accelerator.backward(loss)
         self.accelerator.clip_grad_norm_(self.model.parameters(), config.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.step += 1
         update_average(self.average, self.accelerator.unwrap_model(self.model), config.ema, self.step)
+        if self.times.learns:
+            t, found = self.accelerator.gather((batch.t, losses.detach()))
+            self.times.learn(t.cpu().numpy(), found.double().cpu().numpy())
         return loss.detach()
 
     def _autocast(self) -> torch.autocast:
@@ -164,16 +146,32 @@ class Trainer:
             batch_sampler=(whole[positions].tolist() for whole in indices),
             num_workers=config.workers,
         )
-        position = torch.from_numpy(positions).to(accelerator.device)
+        index = torch.from_numpy(positions).to(accelerator.device)
         for step, (x0, label) in enumerate(_named_errors(loader), start=self.step):
-            t, dropped = _times(config, step)
+            t, weight, dropped = (torch.from_numpy(drawn[positions]) for drawn in self._drawn(step))
             cond = {}
             if self.data.classes:
-                label = torch.where(torch.from_numpy(dropped[positions]), len(self.data.classes), label)
-                cond = {"y": label.to(accelerator.device)}
+                cond = {"y": torch.where(dropped, len(self.data.classes), label).to(accelerator.device)}
             yield Batch(
-                x0.to(accelerator.device), torch.from_numpy(t[positions]).to(accelerator.device), cond, position
+                x0=x0.to(accelerator.device),
+                t=t.to(accelerator.device),
+                weight=weight.float().to(accelerator.device),
+                label=label.to(accelerator.device),
+                cond=cond,
+                index=index,
+                seed=config.seed,
+                step=step,
             )
+
+    def _drawn(self, step: int) -> tuple[Ints, Floats, Bools]:
+        """Return for a whole batch the schedule indices, the factors of their losses, and which labels are dropped.
+
+        A function of (seed, step) and, for times that learn, of the losses before.
+        """
+        config = self.config
+        generator = np.random.default_rng([config.seed, _TIMES_STREAM, step])
+        t, weight = self.times.draw(generator, config.batch)
+        return t, weight, generator.random(config.batch) < config.condition_dropout
 
     def _report(self, bar: tqdm, loss: float) -> None:
         if not math.isfinite(loss):
@@ -181,28 +179,20 @@ class Trainer:
         bar.set_postfix(loss=f"{loss:.4f}")
         self.accelerator.log({"loss": loss, "lr": learning_rate(self.config, self.step - 1)}, step=self.step)
 
-    def checkpoint(self) -> Checkpoint:
-        """Return the averaged network with what sampling needs to know of it."""
-        return Checkpoint(
-            model=self.average.eval(),
-            schedule=self.schedule,
-            prediction=self.config.prediction,
-            shape=self.data.shape,
-            classes=self.data.classes,
-            clip=1.0 if len(self.data.shape) == 3 else None,
-            data=self.data.name,
-        )
+    def saved(self) -> Saved:
+        """Return what a checkpoint holds now: the averaged network with what its use needs to know of it."""
+        return self.task.saved(self.average.eval())
 
     def _folder(self) -> Path:
         return self.out / checkpoints.STEP_FOLDER.format(self.step)
 
     def _save(self) -> None:
-        state = states.collect(self.accelerator.unwrap_model(self.model), self.optimizer)
+        state = states.collect(self.accelerator.unwrap_model(self.model), self.optimizer, self.times.state)
         if not all(bool(value.isfinite().all()) for value in state.values()):
             raise NonFiniteError(f"the weights are not finite at step {self.step}: lower the learning rate (--lr)")
         if self.accelerator.is_main_process:
             training = {**self.config.to_dict(), "step": self.step}
-            checkpoints.save(self._folder(), self.checkpoint(), training, {STATE: state})
+            checkpoints.save(self._folder(), self.saved(), training, {STATE: state})
             checkpoints.keep_only(self._folder())
         self.accelerator.wait_for_everyone()
 
@@ -210,24 +200,12 @@ class Trainer:
         training = checkpoints.read_config(folder).get("training", {})
         self.config.check_same_run(training)
         states.load_weights(self.average, folder / checkpoints.WEIGHTS)
-        states.load(self.accelerator.unwrap_model(self.model), self.optimizer, folder / STATE)
+        states.load(self.accelerator.unwrap_model(self.model), self.optimizer, self.times.state, folder / STATE)
         self.step = int(training["step"])
 
     def _draw_samples(self) -> None:
-        if not self.accelerator.is_main_process:
-            return
-        checkpoint = self.checkpoint()
-        classes = max(1, len(checkpoint.classes))
-        each = SAMPLES_PER_CLASS if len(checkpoint.shape) == 3 else 1000 // classes
-        labels = torch.arange(classes, device=self.accelerator.device).repeat_interleave(each)
-        x = sample(
-            checkpoint.model,
-            checkpoint.plan("ddim", steps=min(50, len(self.schedule))),
-            (len(labels), *checkpoint.shape),
-            seed=self.config.seed,
-            cond={"y": labels} if checkpoint.classes else None,
-        )
-        pictures.save(x, self.out / "samples" / f"{self._folder().name}.png", columns=each)
+        if self.accelerator.is_main_process:
+            self.task.draw(self.average.eval(), self.out / "samples" / f"{self._folder().name}.png")
 
 
 def _named_errors(loader: Iterable[Any]) -> Iterator[Any]:
@@ -265,37 +243,11 @@ def _accelerator(config: TrainConfig, out: Path) -> Accelerator:
     return accelerator
 
 
-def _schedule(config: TrainConfig) -> Schedule:
-    schedule = schedules.make(config.schedule, T=config.T)
-    return schedule.with_unit_input() if schedule.variance_exploding else schedule
-
-
-def _description(config: TrainConfig, data: Data) -> Mapping[str, Any]:
-    if len(data.shape) == 1:
-        return {"kind": "mlp", "dimensions": data.shape[0], "width": config.width, "classes": len(data.classes)}
-    return {
-        "kind": "unet",
-        "channels": data.shape[0],
-        "width": config.width,
-        "multipliers": config.multipliers,
-        "blocks": config.blocks,
-        "attention": config.attention,
-        "classes": len(data.classes),
-        "dropout": config.dropout,
-    }
-
-
 def _share(batch: int, process: int, processes: int) -> np.ndarray[Any, np.dtype[np.int64]]:
     """Return the positions within a batch that a process takes."""
     if batch % processes:
         raise InputError(f"batch {batch} does not divide among {processes} processes")
     return np.arange(process * batch // processes, (process + 1) * batch // processes)
-
-
-def _times(config: TrainConfig, step: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Return for a whole batch the schedule indices, and which labels are dropped; a function of (seed, step)."""
-    generator = np.random.default_rng([config.seed, _TIMES_STREAM, step])
-    return generator.integers(0, config.T, config.batch), generator.random(config.batch) < config.condition_dropout
 
 
 def _seed_network(seed: int, step: int, process: int) -> None:

@@ -1,0 +1,62 @@
+"""Denoising objectives: the squared error of what the network predicts, weighted by the level."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from fastdiff import prediction as predictions
+from fastdiff.forward import q_sample
+from fastdiff.guidance.branches import Model
+from fastdiff.schedules import Array, Schedule
+from fastdiff.train.batch import STREAM, Batch
+from fastdiff.train.objectives.loss import Loss
+from fastdiff.train.objectives.weights import of_output
+
+
+def l_simple(schedule: Schedule, prediction: str) -> Loss:
+    """Return L_simple (Ho et al. 2020, eq. 14): mean squared error against the prediction's own target.
+
+    A score's error is weighted by sigma^2 (Song & Ermon 2019, eq. 6), which makes it the error of eps.
+
+    Raises:
+        InputError: the prediction is unknown, or cannot be found at a level of the schedule.
+    """
+    return _weighted(schedule, prediction, schedule.sigma**2 if prediction == "score" else np.ones(len(schedule)))
+
+
+def l_gamma(schedule: Schedule, prediction: str, gamma: str | npt.ArrayLike) -> Loss:
+    """Return `gamma_t mean (x0_hat - x0)^2` for any weights (Song et al. 2020, eq. 5, there of eps).
+
+    Args:
+        schedule: the noise levels.
+        prediction: what the network predicts.
+        gamma: weights of the error of x0, a name of `weights.WEIGHTS` or [T].
+
+    Raises:
+        InputError: as `l_simple`, or the weights are unknown or not one for each level.
+    """
+    return _weighted(schedule, prediction, of_output(gamma, schedule, prediction))
+
+
+def _weighted(schedule: Schedule, prediction: str, weight: Array) -> Loss:
+    target = predictions.coefficients(prediction, schedule.alpha, schedule.sigma, schedule.step_sigma)
+    columns = [schedule.time, schedule.scale_in, target.t0, target.te, weight]
+    table = functools.cache(torch.from_numpy(np.stack(columns, axis=1)).float().to)
+
+    def loss(model: Model, batch: Batch) -> Tensor:
+        x0, t = batch.x0, batch.t
+        x_t, eps = q_sample(
+            *(x0, t, schedule, batch.seed), index=batch.index, step=batch.step, stream=STREAM, return_noise=True
+        )
+        # int64 index of a float32 table: one small gather gives time, input scale, target coefficients and weight.
+        row = table(x0.device)[t]
+        time, scale_in, t0, te, factor = (value.reshape(-1, *[1] * (x0.ndim - 1)) for value in row.unbind(1))
+        out = model(x_t * scale_in, time.flatten(), **batch.cond).float()
+        return (factor * (out - (t0 * x0 + te * eps)) ** 2).flatten(1).mean(dim=1)
+
+    return loss
