@@ -20,6 +20,9 @@ from fastdiff.sample import sample as run_plan
 from fastdiff.samplers import sigmas
 from fastdiff.samplers import spacing as spacings
 from fastdiff.train.config import TrainConfig
+from fastdiff.train.objectives import OBJECTIVES
+from fastdiff.train.objectives.weights import WEIGHTS
+from fastdiff.train.times import TIMES
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help="A fast diffusion sampler.")
 
@@ -129,8 +132,13 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
     size: Annotated[int | None, typer.Option(help="Side of the images read from disk.")] = RUN.size,
     channels: Annotated[int | None, typer.Option(help="1 or 3, for images read from disk.")] = RUN.channels,
+    objective: Annotated[str, typer.Option(help=f"{', '.join(OBJECTIVES)}.")] = RUN.objective,
+    weighting: Annotated[str | None, typer.Option(help=f"gamma of l_gamma: {', '.join(WEIGHTS)}.")] = RUN.weighting,
+    times: Annotated[str, typer.Option(help=f"How t is drawn: {', '.join(TIMES)}.")] = RUN.times,
     schedule: Annotated[str, typer.Option(help="Noise schedule.")] = RUN.schedule,
     levels: Annotated[int, typer.Option(help="Levels T of the schedule.")] = RUN.T,
+    sigma_min: Annotated[float | None, typer.Option(help="Least sigma, as of geometric.")] = RUN.sigma_min,
+    sigma_max: Annotated[float | None, typer.Option(help="Largest sigma, as of geometric.")] = RUN.sigma_max,
     prediction: Annotated[str, typer.Option(help="eps, x0, v, score or flow.")] = RUN.prediction,
     width: Annotated[int, typer.Option(help="Channels of the network's first level.")] = RUN.width,
     multipliers: Annotated[str, typer.Option(help="Channels of each level as multiples of --width.")] = _joined(
@@ -165,8 +173,13 @@ def train(
         data=data,
         size=size,
         channels=channels,
+        objective=objective,
+        weighting=weighting,
+        times=times,
         schedule=schedule,
         T=levels,
+        sigma_min=sigma_min,
+        sigma_max=sigma_max,
         prediction=prediction,
         width=width,
         multipliers=_numbers("multipliers", multipliers),

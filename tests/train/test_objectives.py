@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fastdiff import noise, schedules
 from fastdiff.errors import InputError
 from fastdiff.schedules import Schedule
+from fastdiff.train.batch import Batch
 from fastdiff.train.objectives import l_simple
 
 SEED, STEP = 11, 29
@@ -53,7 +54,11 @@ def data(*shape: int) -> tuple[Tensor, Tensor, Tensor]:
 def loss_of(
     model: Any, x0: Tensor, t: Tensor, index: Tensor, schedule: Schedule, prediction: str, **cond: Any
 ) -> Tensor:
-    return l_simple(model, x0, t, schedule, prediction, cond, seed=SEED, index=index, step=STEP)
+    return l_simple(schedule, prediction)(model, batch_of(x0, t, index, cond)).mean()
+
+
+def batch_of(x0: Tensor, t: Tensor, index: Tensor, cond: dict[str, Any], seed: int = SEED, step: int = STEP) -> Batch:
+    return Batch(x0, t, torch.ones(len(t)), torch.zeros_like(t), cond, index, seed, step)
 
 
 def value(loss: Tensor) -> float:
@@ -144,7 +149,7 @@ def test_noise_depends_on_seed_index_and_step(changed: str) -> None:
     other = same | {changed: same[changed] + 1}
 
     def given(key: dict[str, Any]) -> Tensor:
-        l_simple(model, x0, t, SCHEDULES["cosine"], "eps", {}, **key)
+        l_simple(SCHEDULES["cosine"], "eps")(model, batch_of(x0, t, cond={}, **key))
         assert model.given is not None
         return model.given[0]
 

@@ -32,6 +32,7 @@ from fastdiff import schedules
 from fastdiff.errors import CheckpointError, InputError, NonFiniteError
 from fastdiff.models import MLP, MLPConfig
 from fastdiff.train import TrainConfig, trainer
+from fastdiff.train.batch import Batch
 from fastdiff.train.objectives import l_simple
 from fastdiff.train.trainer import Trainer, train
 
@@ -79,7 +80,7 @@ def stopped(config: TrainConfig, out: Path, at: int, *, resume: bool = False) ->
     """Train until `at` steps are done, and be interrupted there."""
     advance = Trainer._advance
 
-    def advance_or_stop(self: Trainer, batch: trainer.Batch) -> Tensor:
+    def advance_or_stop(self: Trainer, batch: Batch) -> Tensor:
         if self.step == at:
             raise KeyboardInterrupt
         return advance(self, batch)
@@ -328,7 +329,8 @@ def test_loss_goes_down_on_moons(tmp_path: Path) -> None:
 
     def loss(model: nn.Module) -> float:
         with torch.no_grad():
-            return float(l_simple(model, points, times, loaded.schedule, "eps", {}, seed=9, index=times, step=0))
+            batch = Batch(points, times, torch.ones(500), times, {}, index=times, seed=9, step=0)
+            return float(l_simple(loaded.schedule, "eps")(model, batch).mean())
 
     untrained = MLP(MLPConfig(width=16, classes=2))
     assert loss(untrained) == pytest.approx(1, abs=0.2)
@@ -415,7 +417,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path, monkeypatch
     """The loss of the last step before a save is finite and that step breaks the weights: an error, no checkpoint."""
     advance = Trainer._advance
 
-    def break_after(self: Trainer, batch: trainer.Batch) -> Tensor:
+    def break_after(self: Trainer, batch: Batch) -> Tensor:
         loss = advance(self, batch)
         if self.step == 8:
             with torch.no_grad():
@@ -432,26 +434,27 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path, monkeypatch
 # --- batches
 
 
-def test_times_and_dropped_labels_are_functions_of_seed_and_step() -> None:
+def test_times_and_dropped_labels_are_functions_of_seed_and_step(tmp_path: Path) -> None:
     """They repeat, differ between steps and seeds, cover all levels, and drop as often as asked."""
     config = dataclasses.replace(DIGITS, batch=500, condition_dropout=0.15, T=10)
-    drawn = [trainer._times(config, step) for step in range(20)]
-    for step, (t, dropped) in enumerate(drawn):
-        again = trainer._times(config, step)
-        assert np.array_equal(t, again[0])
-        assert np.array_equal(dropped, again[1])
-    other = trainer._times(dataclasses.replace(config, seed=1), 0)
+    run, again = Trainer(config, tmp_path), Trainer(config, tmp_path)
+    drawn = [run._drawn(step) for step in range(20)]
+    for step, values in enumerate(drawn):
+        assert all(np.array_equal(a, b) for a, b in zip(values, again._drawn(step), strict=True))
+    other = Trainer(dataclasses.replace(config, seed=1), tmp_path)._drawn(0)
     assert not np.array_equal(drawn[0][0], drawn[1][0])
     assert not np.array_equal(drawn[0][0], other[0])
-    t, dropped = (np.concatenate(part) for part in zip(*drawn, strict=True))
+    t, weight, dropped = (np.concatenate(part) for part in zip(*drawn, strict=True))
     # Five standard errors of a frequency p among 10,000: 5 sqrt(p (1 - p) / 10,000).
     assert abs(dropped.mean() - 0.15) < 5 * math.sqrt(0.15 * 0.85 / 10_000)
     assert np.abs(np.bincount(t, minlength=10) / 10_000 - 0.1).max() < 5 * math.sqrt(0.1 * 0.9 / 10_000)
     assert set(t) == set(range(10))
-    assert not trainer._times(dataclasses.replace(config, condition_dropout=0.0), 0)[1].any()
+    assert (weight == 1).all()
+    kept = Trainer(dataclasses.replace(config, condition_dropout=0.0), tmp_path)
+    assert not kept._drawn(0)[2].any()
 
 
-def _batches(run: Trainer, count: int, process: int = 0, processes: int = 1) -> list[trainer.Batch]:
+def _batches(run: Trainer, count: int, process: int = 0, processes: int = 1) -> list[Batch]:
     """The first shares of a process among several, without starting any."""
     run.accelerator = SimpleNamespace(process_index=process, num_processes=processes, device=torch.device("cpu"))  # type: ignore[assignment]
     return list(islice(run._batches(), count))
@@ -484,10 +487,10 @@ def test_shares_of_processes_are_the_whole_batch(tmp_path: Path, config: TrainCo
     for step, batch in enumerate(whole):
         parts = [share[step] for share in shares]
         assert all(len(part.x0) == config.batch // processes for part in parts)
-        for name in ("x0", "t", "position"):
+        for name in ("x0", "t", "index"):
             assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(batch, name)), name
         assert torch.equal(torch.cat([part.cond["y"] for part in parts]), batch.cond["y"])
-        assert batch.position.tolist() == list(range(config.batch))
+        assert batch.index.tolist() == list(range(config.batch))
 
 
 @given(processes=st.integers(1, 16), each=st.integers(1, 50))
