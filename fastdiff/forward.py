@@ -26,6 +26,7 @@ def q_sample(
     index: int | Sequence[int] | Tensor | None = None,
     step: int | Sequence[int] | Tensor = 0,
     stream: str = "q_sample",
+    scaled: bool = False,
     noise: Tensor | None = None,
     return_noise: Literal[False] = False,
     out: Tensor | None = None,
@@ -43,6 +44,7 @@ def q_sample(
     index: int | Sequence[int] | Tensor | None = None,
     step: int | Sequence[int] | Tensor = 0,
     stream: str = "q_sample",
+    scaled: bool = False,
     noise: Tensor | None = None,
     return_noise: Literal[True],
     out: Tensor | None = None,
@@ -59,6 +61,7 @@ def q_sample(
     index: int | Sequence[int] | Tensor | None = None,
     step: int | Sequence[int] | Tensor = 0,
     stream: str = "q_sample",
+    scaled: bool = False,
     noise: Tensor | None = None,
     return_noise: bool = False,
     out: Tensor | None = None,
@@ -71,6 +74,7 @@ def q_sample(
         t: schedule indices in 0..T-1, one for all samples or one each.
         schedule: the noise levels.
         seed, index, step, stream: whose noise to draw; see `fastdiff.noise.normal`.
+        scaled: return `scale_in x_t` instead, which is what the network is given (see `Schedule.scale_in`).
         noise: eps to use instead, of the shape of x0.
         return_noise: return (x_t, eps).
         out: where to write x_t, of the shape and dtype of x0; there is no gradient through it. None makes a tensor.
@@ -91,8 +95,8 @@ def q_sample(
     key = draw = None
     if noise is None:
         key, draw = noises.key(seed, index, len(x0), x0.device), noises.draws(step, len(x0), x0.device)
-    level = _levels(t, len(x0), len(schedule), x0.device)
-    table = _table(schedule, x0.device, dtype)
+    level = levels(t, len(x0), len(schedule), x0.device)
+    table = _table(schedule, scaled, x0.device, dtype)
     number = noises.stream_number(stream)
     x_t: Tensor
     drawn: Tensor | None
@@ -115,7 +119,12 @@ def _check_out(out: Tensor, x0: Tensor, noise: Tensor | None) -> None:
         raise InputError("there is no gradient through `out`: leave it away, or call q_sample under torch.no_grad()")
 
 
-def _levels(t: Tensor | Sequence[int] | int, batch: int, T: int, device: torch.device) -> Tensor:
+def levels(t: Tensor | Sequence[int] | int, batch: int, T: int, device: torch.device) -> Tensor:
+    """Return schedule indices, given as one for all samples or one each, as int64 [batch] on the device.
+
+    Raises:
+        InputError: they are not whole, of another length, or out of 0..T-1 (checked where t is on the CPU).
+    """
     level = torch.as_tensor(t)
     if (
         level.is_floating_point()
@@ -132,5 +141,8 @@ def _levels(t: Tensor | Sequence[int] | int, batch: int, T: int, device: torch.d
 
 
 @functools.lru_cache(maxsize=16)
-def _table(schedule: Schedule, device: torch.device, dtype: torch.dtype) -> Tensor:
-    return torch.from_numpy(np.stack([schedule.alpha, schedule.sigma], axis=1)).to(device=device, dtype=dtype)
+def _table(schedule: Schedule, scaled: bool, device: torch.device, dtype: torch.dtype) -> Tensor:
+    table = np.stack([schedule.alpha, schedule.sigma], axis=1)
+    if scaled:
+        table *= schedule.scale_in[:, None]
+    return torch.from_numpy(table).to(device=device, dtype=dtype)

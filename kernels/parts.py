@@ -15,6 +15,7 @@ from fastdiff.kernels.tiles import draw_normals, place_of, value_of
 
 _ACCESS = 16  # bytes, and elements, that the compiler knows to divide an address or a stride
 NO_NOISE: dict[str, Argument] = {"key": None, "draw": None, "stream": 0, "draw_per_sample": False}
+NO_ROW: dict[str, Argument] = {"level": None, "level_per_sample": False, "table": None, "rows": 0}
 _PER_WARP = 512  # elements, and the least of a part
 PARTS = 1024  # whose numbers are added at a time
 
@@ -54,6 +55,23 @@ def whose_noise(key: Tensor, draw: Tensor, stream: int, like: Tensor) -> dict[st
         "stream": stream,
         "draw_per_sample": draw.stride(0) == 1,
     }
+
+
+def which_row(level: Tensor, table: Tensor, like: Tensor) -> dict[str, Argument]:
+    """The arguments of a kernel that say which row of a table of two columns is a sample's, checked."""
+    level = operands.per_sample("level", level, like, torch.int64)
+    table = operands.table(table, like, 2)
+    return {"level": level, "level_per_sample": level.stride(0) == 1, "table": table, "rows": table.shape[0]}
+
+
+@triton.jit
+def row_of(level, sample, level_per_sample: tl.constexpr, table, rows):
+    """The two numbers of a sample's row; NaN where it is not in the table."""
+    row = value_of(level, sample, level_per_sample)
+    known = (row >= 0) & (row < rows)
+    first = tl.load(table + 2 * row, mask=known, other=float("nan"))
+    second = tl.load(table + 2 * row + 1, mask=known, other=float("nan"))
+    return first, second
 
 
 @triton.jit

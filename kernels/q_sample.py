@@ -10,8 +10,8 @@ from torch import Tensor
 from fastdiff.errors import InputError
 from fastdiff.kernels import operands
 from fastdiff.kernels.launch import Argument, Launch, run
-from fastdiff.kernels.parts import NO_NOISE, cut, draw_part, whose_noise
-from fastdiff.kernels.tiles import block_of, left_of, read, sample_of, value_of, write
+from fastdiff.kernels.parts import NO_NOISE, cut, draw_part, row_of, which_row, whose_noise
+from fastdiff.kernels.tiles import block_of, left_of, read, sample_of, write
 
 
 @triton.jit
@@ -43,10 +43,7 @@ def q_sample_kernel(
     sample = sample_of(MANY)
     if MANY and sample >= samples:
         return
-    row = value_of(level, sample, level_per_sample)
-    known = (row >= 0) & (row < rows)
-    alpha = tl.load(table + 2 * row, mask=known, other=float("nan"))
-    sigma = tl.load(table + 2 * row + 1, mask=known, other=float("nan"))
+    alpha, sigma = row_of(level, sample, level_per_sample, table, rows)
     left = left_of(elements, BLOCK)
     clean = read(block_of(x0, sample, x0_stride, elements, BLOCK), left, BLOCK, WIDTH, EVEN, True)
     if noise is None:
@@ -135,8 +132,7 @@ def launch(
         raise InputError("q_sample needs key and draw, or noise")
     else:
         drawing = whose_noise(key, draw, stream, x0)
-    level = operands.per_sample("level", level, x0, torch.int64)
-    table = operands.table(table, x0, 2)
+    levels = which_row(level, table, x0)
     x0 = operands.dense(x0)
     for name, written in (("x_t", x_t), ("drawn", drawn)):
         operands.check_apart(name, written, "x0", x0)
@@ -151,10 +147,7 @@ def launch(
         "x_t_stride": operands.sample_stride(x_t, elements),
         "drawn": drawn,
         "drawn_stride": operands.sample_stride(drawn, elements),
-        "level": level,
-        "level_per_sample": level.stride(0) == 1,
-        "table": table,
-        "rows": table.shape[0],
+        **levels,
         **drawing,
         "samples": x0.shape[0],
         "elements": elements,

@@ -130,7 +130,7 @@ FASTDIFF_INLINE void step(const Uses& uses, const Row& row, IO&& io) {
   if (uses.has(FIRST_BAD)) io.check(out, x_next);
 }
 
-// x_t of the forward process.
+// x_t of the forward process; by other coefficients of x0 and z, what a network is to predict.
 template <class F>
 FASTDIFF_INLINE F q_sample(float alpha, float sigma, F x0, F z) {
   return fma(splat<F>(sigma), z, alpha * x0);

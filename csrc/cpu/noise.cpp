@@ -6,6 +6,7 @@
 
 #include "cpu/level.h"
 #include "cpu/parallel.h"
+#include "tensors/noise_loss_call.h"
 #include "tensors/q_sample_call.h"
 
 namespace fastdiff {
@@ -40,11 +41,23 @@ void q_sample_out(const Tensor& x0, const Tensor& level, const Tensor& table, co
   });
 }
 
-Tensor noise_loss(const Tensor& pred, const Tensor& key, const Tensor& draw, int64_t stream) {
-  const Shape shape("pred", pred, DeviceType::cpu);
-  StridesPool pool;
-  const Operand predicted = image("pred", pred, shape, Access::read, pool);
-  const Draws draws(key, draw, stream, shape);
+// The target of a sample.
+Target target_of(const NoiseLossCall& call, int64_t sample) {
+  if (!call.levels) return {};
+  const int64_t row = call.level[sample];
+  return {call.x0, call.levels->at(row, 0), call.levels->at(row, 1)};
+}
+
+void check_levels(const NoiseLossCall& call) {
+  if (!call.levels) return;
+  for (int64_t b = 0; b < call.shape.samples; ++b) call.levels->check_row("level", call.level[b]);
+}
+
+Tensor noise_loss(const Tensor& pred, const Tensor& key, const Tensor& draw, int64_t stream, const MaybeTensor& x0,
+                  const MaybeTensor& level, const MaybeTensor& table) {
+  const NoiseLossCall call(pred, key, draw, stream, x0, level, table, DeviceType::cpu);
+  check_levels(call);
+  const Shape& shape = call.shape;
   const int64_t parts = parts_of(shape.elements);
   std::vector<double> partial(shape.samples * parts);
   const Kernels& kernel = kernels();
@@ -52,7 +65,7 @@ Tensor noise_loss(const Tensor& pred, const Tensor& key, const Tensor& draw, int
       shape.samples, shape.elements, kNoiseGrain,
       [&](Range range) {
         partial[range.sample * parts + range.begin / kPart] =
-            kernel.noise_loss(predicted, key_of(draws, range.sample), range);
+            kernel.noise_loss(call.pred, target_of(call, range.sample), key_of(call.draws, range.sample), range);
       },
       kPart);
 
@@ -67,18 +80,18 @@ Tensor noise_loss(const Tensor& pred, const Tensor& key, const Tensor& draw, int
 }
 
 Tensor noise_loss_backward(const Tensor& grad, const Tensor& pred, const Tensor& key, const Tensor& draw,
-                           int64_t stream) {
-  const Shape shape("pred", pred, DeviceType::cpu);
-  StridesPool pool;
-  const Operand predicted = image("pred", pred, shape, Access::read, pool);
-  const Draws draws(key, draw, stream, shape);
+                           int64_t stream, const MaybeTensor& x0, const MaybeTensor& level, const MaybeTensor& table) {
+  NoiseLossCall call(pred, key, draw, stream, x0, level, table, DeviceType::cpu);
+  check_levels(call);
+  const Shape& shape = call.shape;
   const auto of_loss = floats("grad", grad, shape);
   Tensor result = torch::stable::new_empty(pred, pred.sizes());
-  const Operand to = image("the gradient", result, shape, Access::write, pool);
+  const Operand to = image("the gradient", result, shape, Access::write, call.pool);
   const Kernels& kernel = kernels();
   for_each_range(shape.samples, shape.elements, kNoiseGrain, [&](Range range) {
-    const float scale = of_loss[range.sample] * 2.0f / static_cast<float>(shape.elements);
-    kernel.noise_loss_backward(predicted, to, scale, key_of(draws, range.sample), range);
+    const int64_t b = range.sample;
+    const float scale = of_loss[b] * 2.0f / static_cast<float>(shape.elements);
+    kernel.noise_loss_backward(call.pred, target_of(call, b), to, scale, key_of(call.draws, b), range);
   });
   return result;
 }

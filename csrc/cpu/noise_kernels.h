@@ -45,25 +45,32 @@ void q_sample_range(const Operand& x0, const Operand& noise, const Operand& x_t,
   });
 }
 
-// pred - eps of one block; 0 beyond the end of the sample.
-FASTDIFF_INLINE void noise_error(const Operand& pred, RangeNoise& noise, Place place, Buffer& error) {
-  Buffer buffer;
-  const Block predicted = place.read(pred, buffer);
+// pred - target of one block; 0 beyond the end of the sample.
+FASTDIFF_INLINE void error_of(const Operand& pred, const Target& target, RangeNoise& noise, Place place,
+                              Buffer& error) {
+  Buffer pred_buffer, x0_buffer;
+  const FloatBlock to{error.floats()};
+  const Block predicted = place.read(pred, pred_buffer);
   const FloatBlock z = noise.at(place);
-  for (int e = 0; e < kBlock; e += kPass) {
-    store_floats(error.bytes, Float::float32, e, predicted.load(e) - z.load(e));
+  if (target.x0.given()) {
+    const Block clean = place.read(target.x0, x0_buffer);
+    for (int e = 0; e < kBlock; e += kPass) {
+      to.store(e, predicted.load(e) - q_sample(target.t0, target.te, clean.load(e), z.load(e)));
+    }
+  } else {
+    for (int e = 0; e < kBlock; e += kPass) to.store(e, predicted.load(e) - z.load(e));
   }
   std::memset(error.floats() + place.count, 0, (kBlock - place.count) * sizeof(float));
 }
 
 // Sixteen sums side by side whatever the width of the registers is, so that every instruction set adds in one order.
-double noise_loss_range(const Operand& pred, const NoiseKey& key, Range range) {
+double noise_loss_range(const Operand& pred, const Target& target, const NoiseKey& key, Range range) {
   constexpr int kSums = 16;
   double sum[kSums] = {};
   Buffer error;
   RangeNoise noise(key, range);
   for_each_block(range, [&](Place place) {
-    noise_error(pred, noise, place, error);
+    error_of(pred, target, noise, place, error);
     const float* d = error.floats();
     for (int e = 0; e < kBlock; e += kSums) {
       for (int k = 0; k < kSums; ++k) sum[k] += static_cast<double>(d[e + k]) * static_cast<double>(d[e + k]);
@@ -74,12 +81,12 @@ double noise_loss_range(const Operand& pred, const NoiseKey& key, Range range) {
   return total;
 }
 
-void noise_loss_backward_range(const Operand& pred, const Operand& grad, float scale, const NoiseKey& key,
-                               Range range) {
+void noise_loss_backward_range(const Operand& pred, const Target& target, const Operand& grad, float scale,
+                               const NoiseKey& key, Range range) {
   Buffer error, buffer;
   RangeNoise noise(key, range);
   for_each_block(range, [&](Place place) {
-    noise_error(pred, noise, place, error);
+    error_of(pred, target, noise, place, error);
     const Block to = place.open(grad, buffer);
     for (int e = 0; e < kBlock; e += kPass) {
       to.store(e, scale * load_floats<Lanes>(error.bytes, Float::float32, e));

@@ -99,11 +99,14 @@ void conversions(const Kernels& kernel, Images& images, Float kind, Checksum&) {
 }
 
 void noise_loss(const Kernels& kernel, Images& images, Float kind, Checksum& sum) {
-  const Operand pred = images.add(kind), grad = images.add(kind);
-  for (int b = 0; b < kSamples; ++b) {
-    const double loss = kernel.noise_loss(pred, key_of(b), whole(b));
-    sum.add(&loss, sizeof loss);
-    kernel.noise_loss_backward(pred, grad, 0.3f, key_of(b), whole(b));
+  const Operand pred = images.add(kind), x0 = images.add(kind);
+  for (const Target& target : {Target{}, Target{x0, -0.6f, 0.8f}}) {
+    const Operand grad = images.add(kind);
+    for (int b = 0; b < kSamples; ++b) {
+      const double loss = kernel.noise_loss(pred, target, key_of(b), whole(b));
+      sum.add(&loss, sizeof loss);
+      kernel.noise_loss_backward(pred, target, grad, 0.3f, key_of(b), whole(b));
+    }
   }
 }
 

@@ -148,8 +148,7 @@ def q_sample(
     else:
         _check_shapes(x0, noise=noise)
         eps = noise
-    alpha, sigma = (_broadcast(value, x0) for value in _rows(table, level, len(x0)).unbind(1))
-    x_t = fma(sigma, eps.to(table.dtype), alpha * x0.to(table.dtype)).to(x0.dtype)
+    x_t = _mixed(x0, eps, level, table).to(x0.dtype)
     return x_t, eps if noise is None and return_noise else x0.new_empty(0, dtype=torch.float32)
 
 
@@ -171,15 +170,46 @@ def q_sample_out(
         drawn.copy_(eps if noise is None else noise)
 
 
-def noise_loss(pred: Tensor, key: Tensor, draw: Tensor, stream: int) -> Tensor:
-    """Return the mean over the elements of `(pred - eps)^2` per sample, [B] in float32 (float64 for a float64 pred)."""
-    return _flat(_residual(pred, key, draw, stream).square()).mean(dim=1)
+def noise_loss(
+    pred: Tensor,
+    key: Tensor,
+    draw: Tensor,
+    stream: int,
+    x0: Tensor | None = None,
+    level: Tensor | None = None,
+    table: Tensor | None = None,
+) -> Tensor:
+    """Return the mean over the elements of `(pred - target)^2` per sample, [B] in float32 (float64 for a float64 pred).
+
+    Args:
+        pred: what the network gave.
+        key, draw, stream: whose noise eps is.
+        x0: clean data; the target is `t0 x0 + te eps`, which gets no gradient. Without it the target is eps.
+        level: the row of each sample, with x0.
+        table: [levels, 2], t0 and te, with x0; in float64 for a float64 pred, else in float32.
+
+    Raises:
+        InputError: shapes differ, a level is not in the table, or x0 is without level and table.
+    """
+    return _flat(_residual(pred, key, draw, stream, x0, level, table).square()).mean(dim=1)
 
 
-def noise_loss_backward(grad: Tensor, pred: Tensor, key: Tensor, draw: Tensor, stream: int) -> Tensor:
-    """Return the gradient with respect to pred, in its dtype, from that with respect to the means, `grad` [B]."""
+def noise_loss_backward(
+    grad: Tensor,
+    pred: Tensor,
+    key: Tensor,
+    draw: Tensor,
+    stream: int,
+    x0: Tensor | None = None,
+    level: Tensor | None = None,
+    table: Tensor | None = None,
+) -> Tensor:
+    """Return the gradient with respect to pred, in its dtype, from that with respect to the means, `grad` [B].
+
+    The other arguments, and what is raised, are those of `noise_loss`.
+    """
     factor = grad * 2 / max(math.prod(pred.shape[1:]), 1)
-    return (_broadcast(factor, pred) * _residual(pred, key, draw, stream)).to(pred.dtype)
+    return (_broadcast(factor, pred) * _residual(pred, key, draw, stream, x0, level, table)).to(pred.dtype)
 
 
 def guidance_rescale(out: Tensor, uncond: Tensor, w: Tensor, phi: float) -> Tensor:
@@ -234,8 +264,28 @@ def threshold(
     return below if fraction == 0 else below + fraction * (above - below)
 
 
-def _residual(pred: Tensor, key: Tensor, draw: Tensor, stream: int) -> Tensor:
-    return pred.to(torch.promote_types(pred.dtype, torch.float32)) - normal(pred.shape, key, draw, stream)
+def _residual(
+    pred: Tensor,
+    key: Tensor,
+    draw: Tensor,
+    stream: int,
+    x0: Tensor | None,
+    level: Tensor | None,
+    table: Tensor | None,
+) -> Tensor:
+    target = normal(pred.shape, key, draw, stream)
+    if x0 is not None and level is not None and table is not None:
+        _check_shapes(pred, x0=x0)
+        target = _mixed(x0, target, level, table)
+    elif any(given is not None for given in (x0, level, table)):
+        raise InputError("noise_loss needs x0, level and table together, or none of them")
+    return pred - target  # in the wider of their dtypes
+
+
+def _mixed(x0: Tensor, eps: Tensor, level: Tensor, table: Tensor) -> Tensor:
+    """Return `a x0 + b eps`, with a and b from each sample's row of the table."""
+    a, b = (_broadcast(value, x0) for value in _rows(table, level, len(x0)).unbind(1))
+    return fma(b, eps.to(table.dtype), a * x0.to(table.dtype))
 
 
 def _guided(

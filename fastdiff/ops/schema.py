@@ -26,8 +26,10 @@ SCHEMAS = (
     "bool return_noise) -> (Tensor, Tensor)",
     "q_sample.out(Tensor x0, Tensor level, Tensor table, Tensor? key, Tensor? draw, int stream, Tensor? noise, "
     "Tensor(a!) x_t, Tensor(b!)? drawn) -> ()",
-    "noise_loss(Tensor pred, Tensor key, Tensor draw, int stream) -> Tensor",
-    "noise_loss_backward(Tensor grad, Tensor pred, Tensor key, Tensor draw, int stream) -> Tensor",
+    "noise_loss(Tensor pred, Tensor key, Tensor draw, int stream, Tensor? x0=None, Tensor? level=None, "
+    "Tensor? table=None) -> Tensor",
+    "noise_loss_backward(Tensor grad, Tensor pred, Tensor key, Tensor draw, int stream, Tensor? x0=None, "
+    "Tensor? level=None, Tensor? table=None) -> Tensor",
     "guidance_rescale(Tensor out, Tensor uncond, Tensor w, float phi) -> Tensor",
     "inner_products(Tensor out, Tensor uncond) -> Tensor",
     "threshold(Tensor x, Tensor out, Tensor table, int layout, Tensor row, Tensor? uncond, Tensor? w, Tensor? scale, "
@@ -103,11 +105,7 @@ def _q_sample_shapes(
     return x0.new_empty(x0.shape), x0.new_empty(drawn, dtype=torch.float32)
 
 
-def _noise_loss_shape(pred: Tensor, key: Tensor, draw: Tensor, stream: int) -> Tensor:
-    return pred.new_empty(pred.shape[0], dtype=torch.float32)
-
-
-def _noise_loss_backward_shape(grad: Tensor, pred: Tensor, key: Tensor, draw: Tensor, stream: int) -> Tensor:
+def _like_prediction(grad: Tensor, pred: Tensor, *others: object) -> Tensor:
     return pred.new_empty(pred.shape)
 
 
@@ -140,9 +138,8 @@ def _q_sample_backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None
 
 
 def _keep_prediction(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, stream = inputs
-    ctx.save_for_backward(*tensors)
-    ctx.stream = stream
+    pred, key, draw, ctx.stream, *target = inputs
+    ctx.save_for_backward(pred, key, draw, *target)
 
 
 def _noise_loss_gradient(ops: dict[str, Callable[..., Any]]) -> Callable[..., Any]:
@@ -150,7 +147,8 @@ def _noise_loss_gradient(ops: dict[str, Callable[..., Any]]) -> Callable[..., An
 
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return ops["noise_loss_backward"](grad, *ctx.saved_tensors, ctx.stream), None, None, None
+        pred, key, draw, *target = ctx.saved_tensors
+        return ops["noise_loss_backward"](grad, pred, key, draw, ctx.stream, *target), *[None] * 6
 
     return backward
 
@@ -158,9 +156,8 @@ def _noise_loss_gradient(ops: dict[str, Callable[..., Any]]) -> Callable[..., An
 _FAKES: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(("step", "normal_", "q_sample.out"), _nothing),
     "q_sample": _q_sample_shapes,
-    "noise_loss": _noise_loss_shape,
-    "noise_loss_backward": _noise_loss_backward_shape,
-    **dict.fromkeys(("guidance_rescale", "threshold"), _one_per_sample),
+    "noise_loss_backward": _like_prediction,
+    **dict.fromkeys(("noise_loss", "guidance_rescale", "threshold"), _one_per_sample),
     "inner_products": _three_per_sample,
 }
 for backend, ops in {_BY_DEVICE: OPS, **GPU_OPS}.items():
