@@ -4,6 +4,7 @@
 #include "cuda/noise_task.h"
 #include "cuda/ops.h"
 #include "cuda/task.h"
+#include "tensors/noise_loss_call.h"
 #include "tensors/q_sample_call.h"
 
 namespace fastdiff::cuda {
@@ -16,11 +17,29 @@ void add_draws(const Draws& draws, NoiseTask& task) {
   task.stream = draws.stream;
 }
 
+void add_levels(const Table& table, PerSample<int64_t> level, NoiseTask& task) {
+  task.table = table.data;
+  task.levels = table.rows;
+  task.row_stride = table.row_stride;
+  task.column_stride = table.column_stride;
+  task.level = level;
+}
+
 NoiseTask task_of(const Shape& shape) {
   NoiseTask task{};
   task.samples = shape.samples;
   task.elements = shape.elements;
   task.vectors = vectors_of(shape, 8);
+  return task;
+}
+
+// The task of a call, but for what is written.
+NoiseTask task_of(const NoiseLossCall& call, Gathering& all) {
+  NoiseTask task = task_of(call.shape);
+  task.pred = all.add(call.pred);
+  task.x0 = all.add(call.x0);
+  add_draws(call.draws, task);
+  if (call.levels) add_levels(*call.levels, call.level, task);
   return task;
 }
 
@@ -43,27 +62,22 @@ void q_sample_out(const Tensor& x0, const Tensor& level, const Tensor& table, co
   const QSampleCall call(x0, level, table, key, draw, stream, noise, x_t, drawn, kCudaDevice);
   NoiseTask task = task_of(call.shape);
   Gathering all(call.pool, call.shape);
-  task.read = all.add(call.clean);
+  task.x0 = all.add(call.clean);
   task.written = all.add(call.noisy);
   task.noise = all.add(call.given);
   task.drawn = all.add(call.copy);
-  task.table = call.levels.data;
-  task.levels = call.levels.rows;
-  task.row_stride = call.levels.row_stride;
-  task.column_stride = call.levels.column_stride;
-  task.level = call.level;
+  add_levels(call.levels, call.level, task);
   if (call.draws) add_draws(*call.draws, task);
   all.copy_strides(task.strides);
   check_launch(launch_q_sample(task, all.dense(), current_queue(call.shape.like.device)));
 }
 
-Tensor noise_loss(const Tensor& pred, const Tensor& key, const Tensor& draw, int64_t stream) {
-  const Shape shape("pred", pred, kCudaDevice);
-  StridesPool pool;
-  Gathering all(pool, shape);
-  NoiseTask task = task_of(shape);
-  task.read = all.add(image("pred", pred, shape, Access::read, pool));
-  add_draws(Draws(key, draw, stream, shape), task);
+Tensor noise_loss(const Tensor& pred, const Tensor& key, const Tensor& draw, int64_t stream, const MaybeTensor& x0,
+                  const MaybeTensor& level, const MaybeTensor& table) {
+  const NoiseLossCall call(pred, key, draw, stream, x0, level, table, kCudaDevice);
+  const Shape& shape = call.shape;
+  Gathering all(call.pool, shape);
+  NoiseTask task = task_of(call, all);
   all.copy_strides(task.strides);
   const int64_t parts = parts_of(shape.elements);
   Tensor partial = new_vector(pred, shape.samples * parts, ScalarType::Double);
@@ -75,16 +89,14 @@ Tensor noise_loss(const Tensor& pred, const Tensor& key, const Tensor& draw, int
 }
 
 Tensor noise_loss_backward(const Tensor& grad, const Tensor& pred, const Tensor& key, const Tensor& draw,
-                           int64_t stream) {
-  const Shape shape("pred", pred, kCudaDevice);
-  StridesPool pool;
-  Gathering all(pool, shape);
-  NoiseTask task = task_of(shape);
+                           int64_t stream, const MaybeTensor& x0, const MaybeTensor& level, const MaybeTensor& table) {
+  NoiseLossCall call(pred, key, draw, stream, x0, level, table, kCudaDevice);
+  const Shape& shape = call.shape;
+  Gathering all(call.pool, shape);
+  NoiseTask task = task_of(call, all);
   Tensor result = torch::stable::new_empty(pred, pred.sizes());
-  task.read = all.add(image("pred", pred, shape, Access::read, pool));
-  task.written = all.add(image("the gradient", result, shape, Access::write, pool));
+  task.written = all.add(image("the gradient", result, shape, Access::write, call.pool));
   task.grad = floats("grad", grad, shape);
-  add_draws(Draws(key, draw, stream, shape), task);
   all.copy_strides(task.strides);
   check_launch(launch_noise_loss_backward(task, all.dense(), current_queue(shape.like.device)));
   return result;

@@ -17,6 +17,16 @@ template <Storage storage>
 using NoiseWithGiven = NoiseData<storage, true>;
 template <Storage storage>
 using NoiseWithDrawn = NoiseData<storage, false>;
+template <Storage storage>
+using GradientToNoise = LossGradient<storage, false>;
+template <Storage storage>
+using GradientToMixture = LossGradient<storage, true>;
+
+template <bool mixed>
+const char* launch_loss_parts(const NoiseTask& task, Grid parts, bool dense, Queue queue) {
+  return dense ? launch<LossPart<Storage::mixed, mixed>>(task, parts, queue)
+               : launch<LossPart<Storage::any, mixed>>(task, parts, queue);
+}
 
 }  // namespace
 
@@ -32,13 +42,14 @@ const char* launch_q_sample(const NoiseTask& task, bool dense, Queue queue) {
 const char* launch_noise_loss(const NoiseTask& task, bool dense, Queue queue) {
   const int64_t parts_each = parts_of(task.elements);
   const Grid parts = {task.samples, std::min(kMostBlocks, parts_each)};
-  const char* error =
-      dense ? launch<LossPart<Storage::mixed>>(task, parts, queue) : launch<LossPart<Storage::any>>(task, parts, queue);
+  const char* error = task.x0.given() ? launch_loss_parts<true>(task, parts, dense, queue)
+                                      : launch_loss_parts<false>(task, parts, dense, queue);
   return error != nullptr ? error : launch<LossMean>(task, {task.samples, 1}, queue);
 }
 
 const char* launch_noise_loss_backward(const NoiseTask& task, bool dense, Queue queue) {
-  return launch_vectors<LossGradient>(task, dense, queue);
+  return task.x0.given() ? launch_vectors<GradientToMixture>(task, dense, queue)
+                         : launch_vectors<GradientToNoise>(task, dense, queue);
 }
 
 }  // namespace fastdiff

@@ -17,7 +17,23 @@ FASTDIFF_INLINE Sample<storage> open(const NoiseTask& task, const Elements& tens
   return open<storage>(tensor, task.strides, sample, task.elements);
 }
 
+// A sample's row of the table. A GPU cannot refuse one that is not in it: it is NaN.
+struct Mixture {
+  float of_x0, of_noise;
+};
+
+FASTDIFF_INLINE Mixture mixture_of(const NoiseTask& task, int64_t sample) {
+  const int64_t level = task.level[sample];
+  const bool known = level >= 0 && level < task.levels;
+  const float* row = task.table + (known ? level * task.row_stride : 0);
+  return {known ? row[0] : __builtin_nanf(""), known ? row[task.column_stride] : __builtin_nanf("")};
+}
+
 FASTDIFF_INLINE Four float32(const Vector& z, int quad) { return z.widened(Float::float32, quad); }
+
+FASTDIFF_INLINE Four mix(Mixture levels, const Vector& x0, Float kind, Four eps, int quad) {
+  return q_sample(levels.of_x0, levels.of_noise, x0.widened(kind, quad), eps);
+}
 
 template <Storage storage>
 FASTDIFF_INLINE void store(const Sample<storage>& to, uint32_t vector, const Four (&value)[2]) {
@@ -66,55 +82,72 @@ struct DrawNormals {
 // `given`: the noise is read, not drawn.
 template <Storage storage, bool given>
 struct NoiseData {
-  float alpha, sigma;
+  Mixture levels;
   NoiseKey key;
   Sample<storage> x0, noise, x_t, drawn;
 
   FASTDIFF_INLINE NoiseData(const NoiseTask& task, int64_t b)
-      : x0(open<storage>(task, task.read, b)),
+      : levels(mixture_of(task, b)),
+        x0(open<storage>(task, task.x0, b)),
         noise(open<storage>(task, task.noise, b)),
         x_t(open<storage>(task, task.written, b)),
         drawn(open<storage>(task, task.drawn, b)) {
     if (!given) key = keep(key_of(task, b));
-    const int64_t level = task.level[b];
-    const bool known = level >= 0 && level < task.levels;
-    const float* row = task.table + (known ? level * task.row_stride : 0);
-    alpha = known ? row[0] : __builtin_nanf("");
-    sigma = known ? row[task.column_stride] : __builtin_nanf("");
   }
 
   FASTDIFF_INLINE void visit(uint32_t vector) const {
     const Vector clean = x0.load(vector);
     const Vector z = given ? noise.load(vector) : draw<2>(key, 2 * vector, false);
     const Four eps[2] = {float32(z, 0), float32(z, 1)};
-    store(x_t, vector,
-          {q_sample(alpha, sigma, clean.widened(x0.kind, 0), eps[0]),
-           q_sample(alpha, sigma, clean.widened(x0.kind, 1), eps[1])});
+    store(x_t, vector, {mix(levels, clean, x0.kind, eps[0], 0), mix(levels, clean, x0.kind, eps[1], 1)});
     if (drawn.data != nullptr) store(drawn, vector, eps);
   }
 };
 
-template <Storage storage>
-struct LossGradient {
-  float scale;
+// The predictions of a sample less what they are compared with: where it is `mixed`, t0 x0 + te eps, else eps.
+template <Storage storage, bool mixed>
+struct Errors {
+  Mixture levels;
   NoiseKey key;
-  Sample<storage> pred, grad;
+  Sample<storage> pred, x0;
 
-  FASTDIFF_INLINE LossGradient(const NoiseTask& task, int64_t b)
-      : scale(task.grad[b] * 2.0f / static_cast<float>(task.elements)),
-        key(keep(key_of(task, b))),
-        pred(open<storage>(task, task.read, b)),
-        grad(open<storage>(task, task.written, b)) {}
+  FASTDIFF_INLINE Errors(const NoiseTask& task, int64_t b)
+      : key(keep(key_of(task, b))), pred(open<storage>(task, task.pred, b)), x0(open<storage>(task, task.x0, b)) {
+    if (mixed) levels = mixture_of(task, b);
+  }
 
-  FASTDIFF_INLINE void visit(uint32_t vector) const {
-    const Vector p = pred.load(vector), z = draw<2>(key, 2 * vector, false);
-    store(grad, vector,
-          {scale * (p.widened(pred.kind, 0) - float32(z, 0)), scale * (p.widened(pred.kind, 1) - float32(z, 1))});
+  FASTDIFF_INLINE Two<Four> at(uint32_t vector) const {
+    const Vector p = pred.load(vector), clean = mixed ? x0.load(vector) : Vector{};
+    const Vector z = draw<2>(key, 2 * vector, false);
+    return {quad(p, clean, z, 0), quad(p, clean, z, 1)};
+  }
+
+ private:
+  FASTDIFF_INLINE Four quad(const Vector& p, const Vector& clean, const Vector& z, int quad) const {
+    const Four eps = float32(z, quad);
+    return p.widened(pred.kind, quad) - (mixed ? mix(levels, clean, x0.kind, eps, quad) : eps);
   }
 };
 
-// The sum of (pred - eps)^2 over one part of a sample.
-template <Storage storage>
+template <Storage storage, bool mixed>
+struct LossGradient {
+  float scale;
+  Errors<storage, mixed> errors;
+  Sample<storage> grad;
+
+  FASTDIFF_INLINE LossGradient(const NoiseTask& task, int64_t b)
+      : scale(task.grad[b] * 2.0f / static_cast<float>(task.elements)),
+        errors(task, b),
+        grad(open<storage>(task, task.written, b)) {}
+
+  FASTDIFF_INLINE void visit(uint32_t vector) const {
+    const Two<Four> gradient = scale * errors.at(vector);
+    store(grad, vector, {gradient.low, gradient.high});
+  }
+};
+
+// The sum of the squares of errors over one part of a sample.
+template <Storage storage, bool mixed>
 struct LossPart {
   using Task = NoiseTask;
   using Shared = Sums<1>;
@@ -128,14 +161,13 @@ struct LossPart {
   template <class Block>
   static FASTDIFF_INLINE void run(const NoiseTask& task, const Block& block, int64_t part, int64_t parts) {
     sum_part<1>(task.partial + block.sample * parts + part, block, [&](uint32_t thread, double (&sums)[1]) {
-      const NoiseKey key = key_of(task, block.sample);
-      const Sample<storage> pred = open<storage>(task, task.read, block.sample);
+      const Errors<storage, mixed> errors(task, block.sample);
       for_part(part, thread, task.vectors, [&](uint32_t vector) {
-        const Vector p = pred.load(vector), z = draw<2>(key, 2 * vector, false);
+        const Two<Four> error = errors.at(vector);
         const int64_t left = task.elements - int64_t{vector} * 8;
         FASTDIFF_UNROLL
         for (int i = 0; i < 8; ++i) {
-          const double apart = lane(p.widened(pred.kind, i / 4), i % 4) - lane(float32(z, i / 4), i % 4);
+          const double apart = lane(i < 4 ? error.low : error.high, i % 4);
           if (i < left) sums[0] += apart * apart;
         }
       });

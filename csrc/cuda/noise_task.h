@@ -11,9 +11,8 @@ struct NoiseTask {
   uint32_t vectors;  // of a sample, the last one perhaps not whole
   uint32_t stream;
   PerSample<int64_t> seed, sample, draw;  // not given where `noise` is
-  Elements read;                          // x0 or the prediction
-  Elements noise, written, drawn;
-  // q_sample
+  Elements x0, pred, noise, written, drawn;
+  // What x0 and the noise are multiplied by, where x0 is given.
   const float* table;
   int64_t levels, row_stride, column_stride;
   PerSample<int64_t> level;
