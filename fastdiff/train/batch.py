@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 from torch import Tensor
 
 STREAM = "train"
+
+
+class WhoseNoise(TypedDict):
+    """Arguments of `fastdiff.q_sample` and `fastdiff.noise_loss`."""
+
+    seed: int
+    index: Tensor
+    step: int
+    stream: str
 
 
 @dataclass(frozen=True)
@@ -34,3 +43,8 @@ class Batch:
     index: Tensor
     seed: int
     step: int
+
+    @property
+    def whose_noise(self) -> WhoseNoise:
+        """Whose noise the batch's data are given: that of (seed, index, step) in the stream "train"."""
+        return {"seed": self.seed, "index": self.index, "step": self.step, "stream": STREAM}

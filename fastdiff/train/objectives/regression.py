@@ -12,8 +12,9 @@ from torch import Tensor
 from fastdiff import prediction as predictions
 from fastdiff.forward import q_sample
 from fastdiff.guidance.branches import Model
+from fastdiff.noise_loss import noise_loss
 from fastdiff.schedules import Array, Schedule
-from fastdiff.train.batch import STREAM, Batch
+from fastdiff.train.batch import Batch
 from fastdiff.train.objectives.loss import Loss
 from fastdiff.train.objectives.weights import of_output
 
@@ -44,19 +45,14 @@ def l_gamma(schedule: Schedule, prediction: str, gamma: str | npt.ArrayLike) -> 
 
 
 def _weighted(schedule: Schedule, prediction: str, weight: Array) -> Loss:
-    target = predictions.coefficients(prediction, schedule.alpha, schedule.sigma, schedule.step_sigma)
-    columns = [schedule.time, schedule.scale_in, target.t0, target.te, weight]
-    table = functools.cache(torch.from_numpy(np.stack(columns, axis=1)).float().to)
+    predictions.coefficients(prediction, schedule.alpha, schedule.sigma, schedule.step_sigma)  # or it cannot be trained
+    table = functools.cache(torch.from_numpy(np.stack([schedule.time, weight], axis=1)).float().to)
 
     def loss(model: Model, batch: Batch) -> Tensor:
-        x0, t = batch.x0, batch.t
-        x_t, eps = q_sample(
-            *(x0, t, schedule, batch.seed), index=batch.index, step=batch.step, stream=STREAM, return_noise=True
-        )
-        # int64 index of a float32 table: one small gather gives time, input scale, target coefficients and weight.
-        row = table(x0.device)[t]
-        time, scale_in, t0, te, factor = (value.reshape(-1, *[1] * (x0.ndim - 1)) for value in row.unbind(1))
-        out = model(x_t * scale_in, time.flatten(), **batch.cond).float()
-        return (factor * (out - (t0 * x0 + te * eps)) ** 2).flatten(1).mean(dim=1)
+        x0, t, whose = batch.x0, batch.t, batch.whose_noise
+        time, factor = table(x0.device)[t].unbind(1)
+        out = model(q_sample(x0, t, schedule, scaled=True, **whose), time, **batch.cond)
+        errors = noise_loss(out, reduction="none", x0=x0, t=t, schedule=schedule, prediction=prediction, **whose)
+        return factor * errors
 
     return loss
