@@ -2,7 +2,7 @@
 
 from importlib.metadata import version as _version
 
-from fastdiff import graph, guidance, models, noise, samplers, schedules
+from fastdiff import graph, guidance, latents, likelihood, models, noise, samplers, schedules
 from fastdiff.checkpoint import Checkpoint, load
 from fastdiff.errors import (
     BackendError,
@@ -36,6 +36,8 @@ __all__ = [
     "graph",
     "guidance",
     "info",
+    "latents",
+    "likelihood",
     "load",
     "models",
     "noise",

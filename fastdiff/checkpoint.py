@@ -16,14 +16,17 @@ from torch import Tensor
 
 from fastdiff import models, samplers, schedules
 from fastdiff import prediction as predictions
-from fastdiff.errors import CheckpointError, InputError, lookup
+from fastdiff.errors import CheckpointError, InputError, MissingDependencyError, lookup
 from fastdiff.files import new_folder
+from fastdiff.latents.autoencoder import Autoencoder
 from fastdiff.plan import Plan
+from fastdiff.samplers.ddpm import LEARNED
 from fastdiff.schedules import Schedule
 
 FORMAT = "fastdiff-checkpoint-1"
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
+LATENTS = "latents.safetensors"
 STEP_FOLDER = "step-{:08d}"
 DIFFUSION = "diffusion"  # what a config that does not say it holds
 Kind = TypeVar("Kind")
@@ -55,9 +58,11 @@ class Checkpoint:
         classes: names of the classes; empty for an unconditional network.
         clip: bound on |x0| that fits the data; None for data without one.
         data: name of the training data.
+        latents: the autoencoder whose latents it works on; None for a network that works on the data themselves.
 
     Raises:
-        InputError: the prediction is unknown, the clip is not positive, or shape or classes are not the network's.
+        InputError: the prediction is unknown, the clip is not positive, shape or classes are not the network's, or the
+            shape is not that of the latents.
     """
 
     model: models.Model
@@ -67,22 +72,47 @@ class Checkpoint:
     classes: tuple[str, ...]
     clip: float | None
     data: str
+    latents: Autoencoder | None = None
 
     def __post_init__(self) -> None:
         lookup("prediction", self.prediction, dict.fromkeys(predictions.names()))
         if not self.shape or not all(isinstance(side, int) and side > 0 for side in self.shape):
             raise InputError(f"shape must be positive whole numbers, got {self.shape}")
         models.check_fits(self.model, self.shape, len(self.classes))
+        if self.latents is not None and self.latents.latent_shape != self.shape:
+            raise InputError(f"shape {self.shape} is not that of the latents, {self.latents.latent_shape}")
         if self.clip is not None and not self.clip > 0:
             raise InputError(f"clip must be > 0, or None for no clipping, got {self.clip}")
 
     def plan(self, sampler: str = "ddim", **options: Any) -> Plan:
-        """Build a plan for this network; `prediction` and `clip` default to the network's own.
+        """Build a plan for this network; `prediction`, `clip` and the `variance` of ddpm default to the network's own.
 
         Raises:
-            InputError: the sampler or an option is unknown or out of range.
+            InputError: the sampler or an option is unknown or out of range, or the plan draws noise of another variance
+                than the network learned.
         """
-        return samplers.make(sampler, self.schedule, **{"prediction": self.prediction, "clip": self.clip, **options})
+        own = {"prediction": self.prediction, "clip": self.clip}
+        if self.learns_variance and sampler == "ddpm":
+            own["variance"] = LEARNED
+        plan = samplers.make(sampler, self.schedule, **{**own, **options})
+        if self.learns_variance and plan.draws_noise and not plan.learns_variance:
+            raise InputError(
+                f"{plan.name} draws noise of a fixed variance, and this network learned its own: use ddpm with "
+                f"variance={LEARNED!r}, or a sampler that draws none, as ddim"
+            )
+        if plan.learns_variance and not self.learns_variance:
+            raise InputError(f"{plan.name} needs a network that learned its variance: use variance='small' or 'large'")
+        return plan
+
+    @property
+    def learns_variance(self) -> bool:
+        """Whether the network gives the variance of its steps beside their mean."""
+        return bool(getattr(self.model.config, "learn_variance", False))
+
+    @property
+    def decode(self) -> Callable[[Tensor], Tensor] | None:
+        """What makes data of samples: `fastdiff.sample(..., decode=checkpoint.decode)`."""
+        return None if self.latents is None else self.latents.decode
 
     def config(self) -> dict[str, Any]:
         """Return what `config.json` says of it, JSON-ready.
@@ -98,6 +128,7 @@ class Checkpoint:
             "classes": list(self.classes),
             "clip": self.clip,
             "data": self.data,
+            "latents": None if self.latents is None else {**config_of(self.latents), "digest": self.latents.digest},
         }
 
 
@@ -136,6 +167,8 @@ def save(
         raise CheckpointError(f"{path} is there already and is no checkpoint: choose another folder")
     config = {**config_of(saved), **({"training": dict(training)} if training else {})}
     files = {WEIGHTS: saved.model.state_dict(), **(tensors or {})}
+    if isinstance(saved, Checkpoint) and saved.latents is not None:
+        files[LATENTS] = saved.latents.model.state_dict()
     try:
         with new_folder(target) as folder:
             for name, content in files.items():
@@ -154,7 +187,10 @@ def load(path: str | Path = "digits", device: torch.device | str = "cpu") -> Che
         CheckpointError: there is none, or it is truncated, foreign or of another version.
     """
 
+    folder = find(path)
+
     def build(config: Mapping[str, Any], model: models.Model) -> Checkpoint:
+        latents = config.get("latents")  # an earlier version knew none
         return Checkpoint(
             model=model,
             schedule=schedules.from_config(config["schedule"]),
@@ -163,9 +199,10 @@ def load(path: str | Path = "digits", device: torch.device | str = "cpu") -> Che
             classes=tuple(config["classes"]),
             clip=config["clip"],
             data=config["data"],
+            latents=latents and Autoencoder.from_config(latents, _network(latents, folder / LATENTS, device)),
         )
 
-    return read(find(path), DIFFUSION, build, device)
+    return read(folder, DIFFUSION, build, device)
 
 
 def read(
@@ -183,19 +220,27 @@ def read(
     found = config.get("holds", DIFFUSION)
     if found != holds:
         raise CheckpointError(f"{folder} holds a network for {found}: one for {holds} is needed here")
-    weights = read_tensors(folder / WEIGHTS)
     try:
-        model = models.build(config["model"])
-        model.load_state_dict(weights)
-        return build(config, model.to(device).eval())
+        return build(config, _network(config, folder / WEIGHTS, device))
+    except (CheckpointError, MissingDependencyError):
+        raise
     except KeyError as error:
         raise CheckpointError(
             f"{folder / CONFIG} has no entry {error}: it is incomplete or of another version"
         ) from None
     except (ValueError, TypeError, MemoryError) as error:
         raise CheckpointError(f"{folder / CONFIG} does not describe a network: {error}") from None
+
+
+def _network(config: Mapping[str, Any], file: Path, device: torch.device | str) -> models.Model:
+    """Build the network that a config describes, with the weights of a file, in evaluation mode."""
+    weights, description = read_tensors(file), config["model"]
+    try:
+        model = models.build(description)
+        model.load_state_dict(weights)
     except RuntimeError:
-        raise CheckpointError(f"{folder / WEIGHTS} does not hold the weights that its {CONFIG} describes") from None
+        raise CheckpointError(f"{file} does not hold the weights that its {CONFIG} describes") from None
+    return model.to(device).eval()
 
 
 def find(path: str | Path) -> Path:

@@ -14,7 +14,11 @@ import typer
 
 from fastdiff import checkpoint as checkpoints
 from fastdiff import pictures, samplers, system
+from fastdiff.checkpoint import Checkpoint
 from fastdiff.errors import FastdiffError, InputError, MissingDependencyError, lookup
+from fastdiff.guidance import Model, load_classifier
+from fastdiff.likelihood.terms import VARIANCES
+from fastdiff.noise import PROBES
 from fastdiff.ops import dispatch
 from fastdiff.sample import sample as run_plan
 from fastdiff.samplers import sigmas
@@ -30,6 +34,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 # The sampler of both least Frechet distances at its number of evaluations in bench/results/few_steps.json.
 SAMPLER, STEPS = "dpmpp_3m_sde", 15
+GUIDANCE = 1.5
 SPACINGS = (*spacings.names(), *sigmas.names())
 RUN = TrainConfig()  # the defaults of `train`
 UsageError: Any = typer.BadParameter.__base__  # typer exports this subclass alone
@@ -76,7 +81,13 @@ def sample(
         list[str] | None, typer.Option(help="Another option of the sampler, as order=3; may be given several times.")
     ] = None,
     plan_only: Annotated[bool, typer.Option("--plan", help="Print the sampler's table and draw nothing.")] = False,
-    guidance: Annotated[float, typer.Option(help="w of u + w (c - u): 1 is none. For a network with classes.")] = 1.5,
+    guidance: Annotated[
+        float | None, typer.Option(help=f"w of u + w (c - u): 1 is none. {GUIDANCE} if not given, 1 with --classifier.")
+    ] = None,
+    classifier: Annotated[
+        str | None, typer.Option(help="Run of a classifier (fastdiff train --objective classifier) to guide by.")
+    ] = None,
+    omega: Annotated[float | None, typer.Option(help="Strength of the classifier: 0 is none, 1 if not given.")] = None,
     per_class: Annotated[int, typer.Option(help="Samples of each class: one row of the picture.")] = 10,
     count: Annotated[int, typer.Option(help="Samples in all, for a network without classes.")] = 100,
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
@@ -88,6 +99,8 @@ def sample(
     picture = pictures.checked(out)
     place, model_dtype = _device(device), lookup("dtype", dtype, DTYPES)
     loaded = checkpoints.load(checkpoint, place)
+    loaded.model.to(model_dtype)
+    model, known = _guided(loaded, classifier, omega)
     named = {"spacing": spacing, "eta": None if eta is None else _value(eta)}
     options = {name: value for name, value in named.items() if value is not None} | _options(option or [])
     try:
@@ -99,18 +112,20 @@ def sample(
     if plan_only:
         typer.echo(plan)
         return
-    classes = len(loaded.classes)
+    classes = len(known)
+    w = guidance if guidance is not None else GUIDANCE if classifier is None else 1.0
     labels = torch.arange(classes, device=place).repeat_interleave(_positive("per-class", per_class))
     number = len(labels) if classes else _positive("count", count)
 
     started = time.perf_counter()
     x = run_plan(
-        loaded.model.to(model_dtype),
+        model,
         plan,
         (number, *loaded.shape),
         seed=seed,
         cond={"y": labels} if classes else None,
-        guidance=guidance if classes else 1.0,
+        guidance=w if classes else 1.0,
+        decode=loaded.decode,
         dtype=model_dtype,
         backend=backend,
         progress=True,
@@ -118,7 +133,8 @@ def sample(
     seconds = time.perf_counter() - started
 
     pictures.save(x, picture, columns=per_class if classes else max(1, round(number**0.5)))
-    drawn_with = f"{plan.name}, {plan.nfe} evaluations" + (f", guidance {guidance:g}" if classes else "")
+    drawn_with = f"{plan.name}, {plan.nfe} evaluations" + (f", guidance {w:g}" if classes else "")
+    drawn_with += f", omega {omega:g}" if omega is not None else ""
     typer.echo(f"wrote    {picture.resolve()}")
     typer.echo(f"sampler  {drawn_with}")
     typer.echo(f"speed    {number / seconds:.1f} images/s ({number} in {seconds:.2f} s)")
@@ -130,10 +146,21 @@ def train(
     data: Annotated[str, typer.Option(help="digits, folder:PATH, hf:PATH, swiss_roll, moons, ...")] = RUN.data,
     out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/digits"),
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
-    size: Annotated[int | None, typer.Option(help="Side of the images read from disk.")] = RUN.size,
+    size: Annotated[int | None, typer.Option(help="Side of images read from disk, or of digits.")] = RUN.size,
     channels: Annotated[int | None, typer.Option(help="1 or 3, for images read from disk.")] = RUN.channels,
     objective: Annotated[str, typer.Option(help=f"{', '.join(OBJECTIVES)}.")] = RUN.objective,
     weighting: Annotated[str | None, typer.Option(help=f"gamma of l_gamma: {', '.join(WEIGHTS)}.")] = RUN.weighting,
+    variance: Annotated[str | None, typer.Option(help=f"Of l_vlb's steps: {', '.join(VARIANCES)}.")] = RUN.variance,
+    vlb_weight: Annotated[float | None, typer.Option(help="Factor of L_vlb in l_hybrid.")] = RUN.vlb_weight,
+    latents: Annotated[
+        str | None, typer.Option(help="Diffuse the latents of this autoencoder: its run, or diffusers:FOLDER.")
+    ] = RUN.latents,
+    latent_channels: Annotated[int, typer.Option(help="Channels of an autoencoder's latents.")] = RUN.latent_channels,
+    kl_weight: Annotated[float, typer.Option(help="Weight of KL in vae.")] = RUN.kl_weight,
+    corruption: Annotated[
+        float, typer.Option(help="Noise that a denoising_autoencoder takes away.")
+    ] = RUN.corruption,
+    probes: Annotated[str, typer.Option(help=f"Directions of sliced: {', '.join(PROBES)}.")] = RUN.probes,
     times: Annotated[str, typer.Option(help=f"How t is drawn: {', '.join(TIMES)}.")] = RUN.times,
     schedule: Annotated[str, typer.Option(help="Noise schedule.")] = RUN.schedule,
     levels: Annotated[int, typer.Option(help="Levels T of the schedule.")] = RUN.T,
@@ -175,6 +202,13 @@ def train(
         channels=channels,
         objective=objective,
         weighting=weighting,
+        variance=variance,
+        vlb_weight=vlb_weight,
+        latents=latents,
+        latent_channels=latent_channels,
+        kl_weight=kl_weight,
+        corruption=corruption,
+        probes=probes,
         times=times,
         schedule=schedule,
         T=levels,
@@ -258,6 +292,16 @@ def bench(
 def info() -> None:
     """Show versions, devices and backends, and why one is missing."""
     typer.echo(system.info())
+
+
+def _guided(loaded: Checkpoint, classifier: str | None, omega: float | None) -> tuple[Model, tuple[str, ...]]:
+    """Return a checkpoint's network, guided where a classifier's run is named, and the classes that it draws."""
+    if classifier is None:
+        if omega is not None:
+            raise InputError("--omega is the strength of a classifier: name one with --classifier")
+        return loaded.model, loaded.classes
+    guide = load_classifier(classifier, next(loaded.model.parameters()).device)
+    return guide.guide(loaded, 1.0 if omega is None else omega), guide.classes
 
 
 def _device(name: str) -> torch.device:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -34,7 +34,7 @@ def normal(
         seed: 0..2^64-1, one for all samples or one each; a tensor holds the bits as int64.
         index: global sample index, 0..2^56-1, one per sample; None is 0..B-1. A single number is for B = 1.
         step: the draw within the stream (the row of a plan, the step of a training), 0..2^32-1, for all or each.
-        stream: "init", "step", "q_sample", "train" or "extra"; streams never share noise.
+        stream: "init", "step", "q_sample", "train", "extra", "probe" or "latent"; streams never share noise.
         device: where to draw; None is the CPU.
         backend: "auto" or a backend's name.
 
@@ -50,6 +50,19 @@ def normal(
         z, key(seed, index, shape[0], place), draws(step, shape[0], place), stream_number(stream)
     )
     return z
+
+
+def rademacher(
+    shape: Sequence[int],
+    seed: int | Sequence[int] | Tensor = 0,
+    index: int | Sequence[int] | Tensor | None = None,
+    step: int | Sequence[int] | Tensor = 0,
+    stream: str = "probe",
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Signs, -1 or 1 with probability 1/2 each, float32 of `shape`: those of the numbers that `normal` draws."""
+    z = normal(shape, seed, index, step, stream, device)
+    return torch.ones_like(z).copysign(z)
 
 
 def slerp(a: Tensor, b: Tensor, t: float | Tensor) -> Tensor:
@@ -85,6 +98,10 @@ def slerp(a: Tensor, b: Tensor, t: float | Tensor) -> Tensor:
     of_a = torch.where(curved, ((1 - share) * angle).sin() / sine, 1 - share)
     of_b = torch.where(curved, (share * angle).sin() / sine, share)
     return (of_a[:, None] * first + of_b[:, None] * second).view(a.shape).to(a.dtype)
+
+
+PROBES: dict[str, Callable[..., Tensor]] = {"rademacher": rademacher, "gaussian": normal}
+"""What a trace can be estimated with, `E[v^T A v] = tr A` (Hutchinson 1989), by name."""
 
 
 def key(

@@ -20,6 +20,7 @@ from fastdiff.ops import dispatch
 from fastdiff.plan import Plan
 
 Callback = Callable[[int, Tensor, Tensor], None]
+Decode = Callable[[Tensor], Tensor]
 
 
 @torch.no_grad()
@@ -39,6 +40,7 @@ def sample(
     x0_init: Tensor | None = None,
     known: Tensor | None = None,
     mask: Tensor | None = None,
+    decode: Decode | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
     backend: str = "auto",
@@ -73,6 +75,8 @@ def sample(
         known: clean data to keep where `mask` is 1: every row puts them at the noise level that it lands on (Lugmayr et
             al. 2022, eq. 8), and so they are in the result where the plan ends on clean data.
         mask: 1 where data are known, 0 where they are drawn, or between for a blend of both.
+        decode: what makes data of samples that are latents, such as `Checkpoint.decode`; it is given the last state.
+            x_init, x0_init, known, mask and callback are of latents.
         device: None is that of x_init or x0_init, or of the model's parameters, or the CPU.
         dtype: what the model reads. The state is float32, or float64 if this is float64.
         backend: "auto" or a backend's name; see `fastdiff.info`.
@@ -87,7 +91,7 @@ def sample(
         graph: capture the whole loop as one CUDA graph, and from then on replay it; see `fastdiff.graph`.
 
     Returns:
-        Samples of `shape`, float32 (float64 for dtype float64).
+        Samples of `shape`, float32 (float64 for dtype float64); with `decode`, what it makes of them.
 
     Raises:
         InputError: shapes, conditions or names do not match, or the model cannot be captured.
@@ -128,7 +132,7 @@ def sample(
         x, first_bad = loop.x, loop.first_bad
     if first_bad is not None:
         raise_if_bad(first_bad, plan)
-    return x
+    return x if decode is None else decode(x)
 
 
 def _run(loop: Loop, model: Model, noise: NoiseSource | None, progress: bool, callback: Callback | None) -> None:

@@ -20,7 +20,8 @@ import fastdiff as fd
 from fastdiff import checkpoint as checkpoints
 from fastdiff import cli, pictures, schedules
 from fastdiff.checkpoint import Checkpoint
-from fastdiff.models import MLP, MLPConfig, UNet, UNetConfig
+from fastdiff.guidance import Classifier
+from fastdiff.models import MLP, MLPConfig, UNet, UNetClassifier, UNetConfig
 
 SCRIPT = Path(sys.executable).with_name("fastdiff")
 T = 8
@@ -57,13 +58,19 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
     return call
 
 
-def perturb(model: UNet | MLP) -> UNet | MLP:
+def perturb(model: UNet | MLP | UNetClassifier) -> UNet | MLP | UNetClassifier:
     """Move every parameter, also those that start at 0, so that labels, times and points matter."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
     return model.eval()
+
+
+def classifier(levels: int) -> Classifier:
+    """One that fits the network `digits` below, if it has as many levels."""
+    network = UNetClassifier(UNetConfig(channels=1, width=8, blocks=1, classes=3))
+    return Classifier(perturb(network), schedules.cosine(levels), (1, 8, 8), ("a", "b", "c"), "digits")
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +132,24 @@ def test_sample_draws_a_row_for_each_class(run: Run, saved: Path, tmp_path: Path
     assert lines["sampler"] == "ddim(eta=0.5), 4 evaluations, guidance 2"
     assert re.fullmatch(r"[\d.]+ images/s \(6 in [\d.]+ s\)", lines["speed"])
     assert lines["backend"] in {f"{name} on cpu" for name in fd.info().backends}
+
+
+@pytest.mark.parametrize("classes", [("a", "b", "c"), ()], ids=["with classes", "without"])
+def test_sample_guided_by_a_classifier(run: Run, classes: tuple[str, ...], tmp_path: Path) -> None:
+    """A row for each class also of a network that knows none; other guidance has to be asked for."""
+    unet = perturb(UNet(UNetConfig(channels=1, width=8, blocks=1, classes=len(classes))))
+    loaded, guide = Checkpoint(unet, schedules.cosine(T), "v", (1, 8, 8), classes, 1.0, "digits"), classifier(T)
+    checkpoints.save(tmp_path / "network", loaded)
+    checkpoints.save(tmp_path / "classifier", guide)
+    settings = ("--checkpoint", "network", "--classifier", "classifier", "--steps", 3, "--sampler", "ddim")
+    ended = run("sample", *settings, "--per-class", 2, "--omega", 3)
+    assert (ended.status, ended.err) == (0, "")
+    plan, cond = loaded.plan("ddim", steps=3), {"y": torch.tensor([0, 0, 1, 1, 2, 2])}
+    x = fd.sample(guide.guide(loaded, 3.0), plan, (6, 1, 8, 8), cond=cond)
+    assert (pixels(tmp_path / "samples.png") == np.asarray(pictures.grid(x, 2))).all()
+    assert "sampler  ddim, 3 evaluations, guidance 1, omega 3\n" in ended.out
+    unguided = fd.sample(guide.guide(loaded, 0.0), plan, (6, 1, 8, 8), cond=cond)
+    assert not torch.equal(pictures.to_uint8(x), pictures.to_uint8(unguided))
 
 
 def test_sample_of_a_network_without_classes(run: Run, saved: Path, tmp_path: Path) -> None:
@@ -359,6 +384,12 @@ def test_plan_prints_the_table_and_draws_nothing(run: Run, saved: Path, tmp_path
         (("--out", "file/deeper/grid.png"), "file"),
         (("--out", "folder.png"), "folder.png"),
         (("--checkpoint", "nowhere"), "no checkpoint 'nowhere'"),
+        (("--checkpoint", "classifier"), "holds a network for classifier: one for diffusion is needed here"),
+        (("--classifier", "nowhere"), "no checkpoint 'nowhere'"),
+        (("--classifier", "truncated"), "holds a network for diffusion: one for classifier is needed here"),
+        (("--classifier", "classifier"), "train both on one schedule"),
+        (("--classifier", "classifier", "--omega", "nan"), "omega must be finite"),
+        (("--omega", 2), "name one with --classifier"),
         (("--checkpoint", "folder.png"), "holds no checkpoint"),
         (("--checkpoint", "truncated"), "model.safetensors"),
     ],
@@ -371,6 +402,7 @@ def test_mistake_in_sample_costs_one_line(
     (tmp_path / "file").touch()
     (tmp_path / "folder.png").mkdir()
     checkpoints.save(tmp_path / "truncated", checkpoints.load(saved / "digits"))
+    checkpoints.save(tmp_path / "classifier", classifier(T + 1))
     weights = tmp_path / "truncated" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     before = files(tmp_path)
@@ -430,6 +462,7 @@ def test_place_to_write_is_checked_before_sampling(
         (("--lr", "nan"), "lr must be > 0"),
         (("--dropout", 1.5), "dropout must be in [0, 1)"),
         (("--width", 7), "width must be even"),
+        (("--objective", "classifier", "--data", "swiss_roll"), "swiss_roll has no classes to tell apart"),
         (("--multipliers", "1,x"), "--multipliers must be whole numbers with commas between, got '1,x'"),
         (("--multipliers", "1,2,3", "--data", "digits"), "one entry a level"),
         (("--attention", ""), "--attention must be whole numbers"),
@@ -453,6 +486,14 @@ def test_mistake_in_train_costs_one_line(
     given = dict(zip(arguments[::2], arguments[1::2], strict=True))
     ended = run("train", *(part for option in (defaults | given).items() for part in option))
     assert said in one_line(ended)
+    assert files(tmp_path) == before
+
+
+def test_export_of_a_classifier_is_refused(run: Run, tmp_path: Path) -> None:
+    """In one line that says what the folder holds."""
+    checkpoints.save(tmp_path / "classifier", classifier(T))
+    before = files(tmp_path)
+    assert "holds a network for classifier" in one_line(run("export", "classifier", "exported"))
     assert files(tmp_path) == before
 
 

@@ -35,8 +35,8 @@ def conditions(model: object, cond: Condition, uncond: Condition | None, branche
     return {name: _join(name, value, uncond[name]) for name, value in cond.items()}
 
 
-def part(condition: Condition, samples: slice) -> dict[str, Any]:
-    """Return the condition of some samples of the batch, as views."""
+def part(condition: Condition, samples: slice | Tensor) -> dict[str, Any]:
+    """Return the condition of some samples of the batch: as views those of a slice, as copies those of indices."""
     return {name: value[samples] if isinstance(value, Tensor) else value for name, value in condition.items()}
 
 

@@ -7,27 +7,64 @@ from dataclasses import asdict
 from typing import Any
 
 from fastdiff.errors import InputError, lookup
+from fastdiff.models.autoencoder import ConvAutoencoder, ConvAutoencoderConfig
+from fastdiff.models.classifier import MLPClassifier, UNetClassifier
+from fastdiff.models.diffusers_autoencoder import DiffusersAutoencoder, DiffusersAutoencoderConfig
 from fastdiff.models.gaussian_mixture import GaussianMixture
 from fastdiff.models.mlp import MLP, MLPConfig
+from fastdiff.models.over_sigma import OverSigma
 from fastdiff.models.unet import UNet, UNetConfig
+from fastdiff.schedules import from_config
 
-__all__ = ["MLP", "GaussianMixture", "MLPConfig", "Model", "UNet", "UNetConfig", "build", "check_fits", "describe"]
+__all__ = [
+    "MLP",
+    "ConvAutoencoder",
+    "ConvAutoencoderConfig",
+    "DiffusersAutoencoder",
+    "DiffusersAutoencoderConfig",
+    "GaussianMixture",
+    "MLPClassifier",
+    "MLPConfig",
+    "Model",
+    "OverSigma",
+    "UNet",
+    "UNetClassifier",
+    "UNetConfig",
+    "build",
+    "check_fits",
+    "describe",
+]
 
-Model = UNet | MLP
+Model = UNet | MLP | OverSigma | UNetClassifier | MLPClassifier | ConvAutoencoder | DiffusersAutoencoder
 
-_KINDS: dict[str, tuple[type[Any], type[Any]]] = {"unet": (UNetConfig, UNet), "mlp": (MLPConfig, MLP)}
+_KINDS: dict[str, tuple[type[Any], type[Any]]] = {
+    "unet": (UNetConfig, UNet),
+    "mlp": (MLPConfig, MLP),
+    "unet_classifier": (UNetConfig, UNetClassifier),
+    "mlp_classifier": (MLPConfig, MLPClassifier),
+    "conv_autoencoder": (ConvAutoencoderConfig, ConvAutoencoder),
+    "diffusers_autoencoder": (DiffusersAutoencoderConfig, DiffusersAutoencoder),
+}
 
 
 def build(description: Mapping[str, Any], seed: int = 0) -> Model:
-    """Build a network from `{"kind": "unet" or "mlp", **config}`. Raises InputError for what no network knows."""
+    """Build a network from `{"kind": ..., **config}`; with "over_sigma", a schedule's config, it is an `OverSigma`.
+
+    Raises InputError for what no network knows.
+    """
     arguments = dict(description)
+    over_sigma = arguments.pop("over_sigma", None)
     config_type, model_type = lookup("network", str(arguments.pop("kind", "")), _KINDS)
     try:
         config = config_type(**arguments)
     except TypeError as error:
         raise InputError(f"network config: {error}") from None
     model: Model = model_type(config, seed)
-    return model
+    if over_sigma is None:
+        return model
+    if not isinstance(model, UNet | MLP):
+        raise InputError("over_sigma is for a network whose output is a score: leave it out")
+    return OverSigma(model, from_config(over_sigma))
 
 
 def check_fits(model: Model, shape: tuple[int, ...], classes: int) -> None:
@@ -35,11 +72,14 @@ def check_fits(model: Model, shape: tuple[int, ...], classes: int) -> None:
     config = model.config
     if not config.takes(shape):
         raise InputError(f"samples of shape {shape} do not fit the network {config}")
-    if classes != config.classes:
-        raise InputError(f"there are {classes} classes and the network knows {config.classes}")
+    known = getattr(config, "classes", 0)  # an autoencoder has none
+    if classes != known:
+        raise InputError(f"there are {classes} classes and the network knows {known}")
 
 
 def describe(model: Model) -> dict[str, Any]:
     """Return what `build` makes the same architecture from."""
+    if isinstance(model, OverSigma):
+        return {**describe(model.network), "over_sigma": dict(model.schedule.config)}
     kind = next(kind for kind, (_, model_type) in _KINDS.items() if isinstance(model, model_type))
     return {"kind": kind, **asdict(model.config)}

@@ -40,27 +40,22 @@ class MLPConfig:
         return shape == (self.dimensions,)
 
 
-class MLP(nn.Module):
-    """`model(x, t, y=None) -> out`: x [B, dimensions], t [B], y int64 [B] in 0..classes (last is null).
+class ResidualMLP(nn.Module):
+    """Points x [B, dimensions] to `outputs` numbers each, in layers shifted by t [B] and, of `classes`, y [B]."""
 
-    Parameters are drawn from `seed` alone.
-    """
-
-    def __init__(self, config: MLPConfig, seed: int = 0) -> None:
+    def __init__(self, config: MLPConfig, classes: int, outputs: int, seed: int) -> None:
         super().__init__()
         self.config = config
         width = config.width
-        outputs = config.dimensions * (2 if config.learn_variance else 1)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.conditioning = Conditioning(width, config.classes)
+            self.conditioning = Conditioning(width, classes)
             self.input = nn.Linear(config.dimensions, width)
             self.shifts = nn.ModuleList(nn.Linear(4 * width, width) for _ in range(config.layers))
             self.layers = nn.ModuleList(
                 nn.Sequential(nn.LayerNorm(width), nn.SiLU(), nn.Linear(width, width)) for _ in range(config.layers)
             )
-            self.output = nn.Sequential(nn.LayerNorm(width), nn.SiLU(), nn.Linear(width, outputs))
-            nn.init.zeros_(self.output[-1].weight)  # type: ignore[arg-type]
+            self.output = head(width, outputs)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         if x.ndim != 2 or x.shape[1] != self.config.dimensions:
@@ -74,6 +69,24 @@ class MLP(nn.Module):
         out: Tensor = self.output(h)
         return out
 
+
+class MLP(ResidualMLP):
+    """`model(x, t, y=None) -> out`: x [B, dimensions], t [B], y int64 [B] in 0..classes (last is null).
+
+    Parameters are drawn from `seed` alone.
+    """
+
+    def __init__(self, config: MLPConfig, seed: int = 0) -> None:
+        outputs = config.dimensions * (2 if config.learn_variance else 1)
+        super().__init__(config, config.classes, outputs, seed)
+
     def unconditional(self, cond: Mapping[str, Any]) -> dict[str, Any]:
         """Return the condition with every label replaced by the null token."""
         return self.conditioning.unconditional(cond)
+
+
+def head(width: int, outputs: int) -> nn.Sequential:
+    """Return what makes outputs of hidden units [B, width]: at first the same ones of all."""
+    last = nn.Linear(width, outputs)
+    nn.init.zeros_(last.weight)
+    return nn.Sequential(nn.LayerNorm(width), nn.SiLU(), last)

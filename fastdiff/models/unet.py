@@ -19,19 +19,17 @@ MAX_GROUPS = 32
 
 
 @dataclass(frozen=True)
-class UNetConfig:
-    """Sizes of a `UNet`.
+class ConvSizes:
+    """Sizes that convolutional networks of several levels share.
 
     Attributes:
         channels: image channels.
-        width: channels of the first level, even.
+        width: channels of the first level.
         multipliers: channels of each level as multiples of `width`; each further level halves the resolution.
         blocks: residual blocks a level.
-        attention: for each level, whether its blocks attend; the middle of the network always does.
+        attention: for each level, whether its blocks attend.
         head_width: channels of an attention head; a level with fewer has a single head.
-        classes: number of classes; 0 for an unconditional network.
         dropout: probability inside residual blocks.
-        learn_variance: give a second set of output channels, the v of Nichol & Dhariwal 2021.
     """
 
     channels: int = 3
@@ -40,9 +38,7 @@ class UNetConfig:
     blocks: int = 2
     attention: tuple[bool, ...] = (False, True)
     head_width: int = 64
-    classes: int = 0
     dropout: float = 0.0
-    learn_variance: bool = False
 
     def __post_init__(self) -> None:
         for name in ("multipliers", "attention"):
@@ -51,8 +47,8 @@ class UNetConfig:
             raise InputError(
                 f"multipliers and attention must have one entry a level, got {self.multipliers} and {self.attention}"
             )
-        if min(self.channels, self.width, self.blocks, self.head_width, *self.multipliers) < 1 or self.classes < 0:
-            raise InputError(f"U-Net sizes must be positive, got {self}")
+        if min(self.channels, self.width, self.blocks, self.head_width, *self.multipliers) < 1:
+            raise InputError(f"the sizes of a network must be positive, got {self}")
         if not 0 <= self.dropout < 1:
             raise InputError(f"dropout must be in [0, 1), got {self.dropout}")
 
@@ -61,23 +57,42 @@ class UNetConfig:
         return len(shape) == 3 and shape[0] == self.channels
 
 
-class ResidualBlock(nn.Module):
-    """GroupNorm, SiLU, convolution, twice; the embedding scales and shifts the second norm."""
+@dataclass(frozen=True)
+class UNetConfig(ConvSizes):
+    """Sizes of a `UNet`, whose width is even and whose middle always attends.
 
-    def __init__(self, inputs: int, outputs: int, embedding: int, dropout: float) -> None:
+    Attributes:
+        classes: number of classes; 0 for an unconditional network.
+        learn_variance: give a second set of output channels, the v of Nichol & Dhariwal 2021.
+    """
+
+    classes: int = 0
+    learn_variance: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.classes < 0:
+            raise InputError(f"classes must be 0 or more, got {self.classes}")
+
+
+class ResidualBlock(nn.Module):
+    """GroupNorm, SiLU, convolution, twice; an embedding, if there is one, scales and shifts the second norm."""
+
+    def __init__(self, inputs: int, outputs: int, embedding: int | None, dropout: float) -> None:
         super().__init__()
-        self.norm1 = _norm(inputs)
+        self.norm1 = norm(inputs)
         self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
-        self.scale_shift = nn.Linear(embedding, 2 * outputs)
-        self.norm2 = _norm(outputs)
+        self.scale_shift = None if embedding is None else nn.Linear(embedding, 2 * outputs)
+        self.norm2 = norm(outputs)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = _zeroed(nn.Conv2d(outputs, outputs, 3, padding=1))
         self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        scale, shift = self.scale_shift(embedding)[:, :, None, None].chunk(2, dim=1)
-        h = torch.addcmul(shift, self.norm2(h), 1 + scale)
+    def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
+        h = self.norm2(self.conv1(F.silu(self.norm1(x))))
+        if self.scale_shift is not None:
+            scale, shift = self.scale_shift(embedding)[:, :, None, None].chunk(2, dim=1)
+            h = torch.addcmul(shift, h, 1 + scale)
         out: Tensor = self.skip(x) + self.conv2(self.dropout(F.silu(h)))
         return out
 
@@ -90,7 +105,7 @@ class Attention(nn.Module):
         self.heads = max(1, channels // head_width)
         if channels % self.heads:
             raise InputError(f"{channels} channels do not split into {self.heads} attention heads")
-        self.norm = _norm(channels)
+        self.norm = norm(channels)
         self.qkv = nn.Linear(channels, 3 * channels)
         self.out = _zeroed(nn.Linear(channels, channels))
 
@@ -109,7 +124,7 @@ class Down(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+    def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
         out: Tensor = self.conv(x)
         return out
 
@@ -139,7 +154,43 @@ class Stage(nn.Module):
         return x if self.attention is None else self.attention(x)
 
 
-class UNet(nn.Module):
+class Encoder(nn.Module):
+    """The way down of a U-Net: features of images [B, channels, H, W] of any size at falling resolutions.
+
+    Attributes:
+        widths: channels of each feature.
+    """
+
+    def __init__(self, config: UNetConfig, classes: int) -> None:
+        super().__init__()
+        self.config = config
+        self.conditioning = Conditioning(config.width, classes)
+        self.conv_in = nn.Conv2d(config.channels, config.width, 3, padding=1)
+        self.down = nn.ModuleList()
+        self.widths = [config.width]
+        for level, multiplier in enumerate(config.multipliers):
+            if level > 0:
+                self.down.append(Down(self.widths[-1]))
+                self.widths.append(self.widths[-1])
+            for _ in range(config.blocks):
+                width = config.width * multiplier
+                self.down.append(Stage(self.widths[-1], width, config.attention[level], 4 * config.width, config))
+                self.widths.append(width)
+
+    def features(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> tuple[list[Tensor], Tensor]:
+        """Return the features, finest first, and the embedding of t and y."""
+        if x.ndim != 4 or x.shape[1] != self.config.channels:
+            raise InputError(f"x must be [B, {self.config.channels}, H, W], got {tuple(x.shape)}")
+        if t.shape != x.shape[:1]:
+            raise InputError(f"t must be [{len(x)}], one time a sample, got {tuple(t.shape)}")
+        embedding = self.conditioning(t, y)
+        found = [self.conv_in(x.contiguous(memory_format=torch.channels_last))]
+        for stage in self.down:
+            found.append(stage(found[-1], embedding))
+        return found, embedding
+
+
+class UNet(Encoder):
     """`model(x, t, y=None) -> out`: x [B, channels, H, W] of any size, t [B], y int64 [B] in 0..classes (last is null).
 
     Parameters are drawn from `seed` alone, so that two networks of one config and seed are equal. Inside, tensors are
@@ -147,30 +198,15 @@ class UNet(nn.Module):
     """
 
     def __init__(self, config: UNetConfig, seed: int = 0) -> None:
-        super().__init__()
-        self.config = config
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self._build(config)
+            super().__init__(config, config.classes)
+            self._build_rest(config)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing from torch's annotations
 
-    def _build(self, config: UNetConfig) -> None:
+    def _build_rest(self, config: UNetConfig) -> None:
         embedding = 4 * config.width
-        widths = [config.width * multiplier for multiplier in config.multipliers]
-        self.conditioning = Conditioning(config.width, config.classes)
-        self.conv_in = nn.Conv2d(config.channels, config.width, 3, padding=1)
-
-        self.down = nn.ModuleList()
-        skips, channels = [config.width], config.width
-        for level, width in enumerate(widths):
-            if level > 0:
-                self.down.append(Down(channels))
-                skips.append(channels)
-            for _ in range(config.blocks):
-                self.down.append(Stage(channels, width, config.attention[level], embedding, config))
-                channels = width
-                skips.append(channels)
-
+        skips, channels = self.widths.copy(), self.widths[-1]
         self.middle = nn.ModuleList(
             [
                 Stage(channels, channels, True, embedding, config),
@@ -179,28 +215,21 @@ class UNet(nn.Module):
         )
 
         self.up = nn.ModuleList()
-        for level, width in reversed(list(enumerate(widths))):
+        for level, multiplier in reversed(list(enumerate(config.multipliers))):
+            width = config.width * multiplier
             for _ in range(config.blocks + 1):
                 self.up.append(Stage(channels + skips.pop(), width, config.attention[level], embedding, config))
                 channels = width
             if level > 0:
                 self.up.append(Up(channels))
 
-        self.norm_out = _norm(channels)
+        self.norm_out = norm(channels)
         outputs = config.channels * (2 if config.learn_variance else 1)
         self.conv_out = _zeroed(nn.Conv2d(channels, outputs, 3, padding=1))
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        if x.ndim != 4 or x.shape[1] != self.config.channels:
-            raise InputError(f"x must be [B, {self.config.channels}, H, W], got {tuple(x.shape)}")
-        if t.shape != x.shape[:1]:
-            raise InputError(f"t must be [{len(x)}], one time a sample, got {tuple(t.shape)}")
-        embedding = self.conditioning(t, y)
-        h = self.conv_in(x.contiguous(memory_format=torch.channels_last))
-        skips = [h]
-        for stage in self.down:
-            h = stage(h, embedding)
-            skips.append(h)
+        skips, embedding = self.features(x, t, y)
+        h = skips[-1]
         for stage in self.middle:
             h = stage(h, embedding)
         for stage in self.up:
@@ -216,7 +245,8 @@ class UNet(nn.Module):
         return self.conditioning.unconditional(cond)
 
 
-def _norm(channels: int) -> nn.GroupNorm:
+def norm(channels: int) -> nn.GroupNorm:
+    """Return the group normalisation of a number of channels: up to 32 groups, of two channels or more if possible."""
     # A group of one channel would forget that channel's mean, and a group of one value everything.
     most = min(MAX_GROUPS, max(1, channels // 2))
     groups = next(groups for groups in range(most, 0, -1) if channels % groups == 0)

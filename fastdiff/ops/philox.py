@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastdiff.ops.exact import fma, polynomial, sqrt
 
-STREAMS = {"init": 0, "step": 1, "q_sample": 2, "train": 3, "extra": 4}
+STREAMS = {"init": 0, "step": 1, "q_sample": 2, "train": 3, "extra": 4, "probe": 5, "latent": 6}
 MASK32 = 0xFFFFFFFF
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 WEYL = (0x9E3779B9, 0xBB67AE85)

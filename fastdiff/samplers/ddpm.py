@@ -29,10 +29,11 @@ def _learned_range(now: Level, after: Level) -> dict[str, float]:
     return {"cz": math.exp((small + large) / 4), "cv": (large - small) / 4}
 
 
+LEARNED = "learned_range"
 _VARIANCES: dict[str, Callable[[Level, Level], dict[str, float]]] = {
     "small": _small,
     "large": _large,
-    "learned_range": _learned_range,
+    LEARNED: _learned_range,
     "none": lambda now, after: {},
 }
 

@@ -137,6 +137,11 @@ def _chosen(
     return *(at_index(schedule, i) for i in index.tolist()), *cleanest
 
 
+def start_scale(schedule: Schedule, at: Level) -> float:
+    """Return the standard deviation of the noise that sampling begins with at a level."""
+    return 1.0 if schedule.variance_preserving else at.sigma
+
+
 def step_variance(now: Level, after: Level) -> float:
     """Variance of q(x_now | x_after), beta_t of a single step: `sigma^2 - (alpha / alpha')^2 sigma'^2`."""
     return now.sigma**2 - (now.alpha / after.alpha) ** 2 * after.sigma**2

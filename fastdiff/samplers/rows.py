@@ -12,7 +12,7 @@ from typing_extensions import Unpack
 from fastdiff import prediction as predictions
 from fastdiff.errors import InputError, lookup, number
 from fastdiff.plan import NEUTRAL, Plan
-from fastdiff.samplers.levels import Level, Visits, at_index, at_ratio, visited
+from fastdiff.samplers.levels import Level, Visits, at_index, at_ratio, start_scale, visited
 from fastdiff.schedules import Schedule
 
 _GAPS = {"visited": "to the next level that is visited", "uniform": "T // steps levels"}
@@ -101,7 +101,7 @@ class Rows:
 
     def start_scale(self, at: Level) -> float:
         """Return the standard deviation of the noise that a plan begins with at a level."""
-        return 1.0 if self.schedule.variance_preserving else at.sigma
+        return start_scale(self.schedule, at)
 
     def add(self, at: Level, asked: Level | None = None, lands: Level | None = None, /, **columns: float) -> None:
         """Add the row whose state is at a level; columns that are left out do nothing.

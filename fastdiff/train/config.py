@@ -9,16 +9,18 @@ import torch
 
 from fastdiff import prediction as predictions
 from fastdiff import schedules
-from fastdiff.errors import InputError, lookup
-from fastdiff.noise import MAX_SEED
+from fastdiff.errors import InputError, lookup, number, whole
+from fastdiff.noise import MAX_SEED, PROBES
 from fastdiff.train.objectives import OBJECTIVES
+from fastdiff.train.objectives.variational import variance_of
 from fastdiff.train.objectives.weights import WEIGHTS
 from fastdiff.train.times import TIMES
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 TRACKERS = {"none": None, "tensorboard": "tensorboard"}
 # These may change when a run is resumed: they decide when a run stops and what it shows, not where it goes.
-_FREE = ("save_every", "sample_every", "workers", "tracker")
+# `latents` may move: tasks compare what lies there.
+_FREE = ("latents", "save_every", "sample_every", "workers", "tracker")
 
 
 @dataclass(frozen=True)
@@ -27,9 +29,17 @@ class TrainConfig:
 
     Attributes:
         data: name of the data; see `fastdiff.train.data.load`.
-        size, channels: of images read from disk; None is the data's own.
+        size, channels: of images read from disk, and size of digits; None is the data's own.
         objective: what is minimised; see `fastdiff.train.objectives`.
         weighting: gamma of L_gamma, by name; None for other objectives.
+        variance: of the steps in l_vlb: "small", "large" or "learned_range", which is its own and l_hybrid's; None for
+            an objective's own.
+        vlb_weight: factor of L_vlb in l_hybrid; None is 0.001.
+        latents: run or folder of the autoencoder whose latents are diffused, or "diffusers:FOLDER"; None is the data.
+        latent_channels: of the latents of an autoencoder in training.
+        kl_weight: of KL in vae, which is the variance of its decoder.
+        corruption: standard deviation of the noise that a denoising autoencoder takes away.
+        probes: directions of sliced score matching, "rademacher" or "gaussian".
         times: the distribution of t; see `fastdiff.train.times`.
         schedule: name of the noise schedule; T: its levels.
         sigma_min, sigma_max: ends of a schedule that is given by them; None is its own.
@@ -55,6 +65,13 @@ class TrainConfig:
     channels: int | None = None
     objective: str = "l_simple"
     weighting: str | None = None
+    variance: str | None = None
+    vlb_weight: float | None = None
+    latents: str | None = None
+    latent_channels: int = 4
+    kl_weight: float = 0.001
+    corruption: float = 0.3
+    probes: str = "rademacher"
     times: str = "uniform"
     schedule: str = "cosine"
     T: int = 1000
@@ -86,6 +103,7 @@ class TrainConfig:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         lookup("objective", self.objective, OBJECTIVES)
         lookup("times", self.times, TIMES)
+        lookup("probes", self.probes, PROBES)
         lookup("prediction", self.prediction, dict.fromkeys(predictions.names()))
         lookup("schedule", self.schedule, dict.fromkeys(schedules.names()))
         lookup("precision", self.precision, PRECISIONS)
@@ -99,6 +117,8 @@ class TrainConfig:
         if not 0 <= self.seed <= MAX_SEED:
             raise InputError(f"seed must be between 0 and {MAX_SEED}, got {self.seed}")
         self._check_weighting()
+        self._check_variance()
+        self._check_latents()
         for name in ("warmup", "weight_decay", "workers"):
             if not getattr(self, name) >= 0:
                 raise InputError(f"{name} must be >= 0, got {getattr(self, name)}")
@@ -111,6 +131,20 @@ class TrainConfig:
             lookup("weighting", self.weighting, WEIGHTS)
             if self.objective != "l_gamma":
                 raise InputError(f"{self.objective} has weights of its own: leave --weighting out, or use l_gamma")
+
+    def _check_variance(self) -> None:
+        variance_of(self.objective, self.variance)
+        if self.vlb_weight is not None:
+            number("vlb_weight", self.vlb_weight, 0, above=True)
+            if self.objective != "l_hybrid":
+                raise InputError(f"{self.objective} has no part to weigh: leave --vlb-weight out, or use l_hybrid")
+
+    def _check_latents(self) -> None:
+        whole("latent_channels", self.latent_channels, 1)
+        number("kl_weight", self.kl_weight, 0)
+        number("corruption", self.corruption, 0)
+        if self.latents is not None and OBJECTIVES[self.objective].trains != "diffusion":
+            raise InputError(f"{self.objective} works on the data themselves: leave --latents out")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings, JSON-ready."""

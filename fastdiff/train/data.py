@@ -12,12 +12,13 @@ from typing import cast
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
 from fastdiff.errors import InputError, lookup
 from fastdiff.train import toys
-from fastdiff.train.images import Images, folder, hugging_face
+from fastdiff.train.images import Images, folder, hugging_face, to_tensor
 from fastdiff.train.libraries import require
 from fastdiff.train.toys import Floats, Ints
 
@@ -56,6 +57,7 @@ def load(spec: str, *, split: str = "train", size: int | None = None, channels: 
 
     Points have zero mean and a variance near 1 on each axis. `size` (default 32) and `channels` (3, the default, or
     1) are for images on disk: the centred square is resized to `size`, and transparent parts are laid on white.
+    Digits take a `size` too, and are then resized in the same way, to 256 levels.
 
     `folder:` reads png, jpg, jpeg, webp, bmp and gif files and passes over names that begin with a dot. One image
     directly in PATH makes all of it unlabelled. Of each class a tenth, rounded down, is held out: the files with the
@@ -72,14 +74,14 @@ def load(spec: str, *, split: str = "train", size: int | None = None, channels: 
     kind, colon, path = spec.partition(":")
     key = f"{kind}:PATH" if colon else kind
     lookup("data", key, {**_BUILT_IN, **_ON_DISK})
+    if size is not None and size < 1:
+        raise InputError(f"size {size} is too small: give the side of the images in pixels, 1 or more")
     if key in _BUILT_IN:
-        if size is not None or channels is not None:
-            raise InputError(f"{key} comes in one shape only: leave size and channels out")
-        return _BUILT_IN[key](held_out)
+        if channels is not None:
+            raise InputError(f"{key} comes with one number of channels only: leave channels out")
+        return _BUILT_IN[key](held_out, size)
     size = 32 if size is None else size
     channels = 3 if channels is None else channels
-    if size < 1:
-        raise InputError(f"size {size} is too small: give the side of the images in pixels, 1 or more")
     if channels not in (1, 3):
         raise InputError(f"channels {channels} is not possible: give 1 (grayscale) or 3 (RGB)")
     if not path:
@@ -127,27 +129,33 @@ def batches(dataset_length: int, batch_size: int, seed: int, start: int = 0) -> 
     return stream()
 
 
-def _digits(held_out: bool) -> Data:
+def _digits(held_out: bool, size: int | None) -> Data:
     bundled = require("sklearn.datasets", "train").load_digits()
     train_test_split = require("sklearn.model_selection", "train").train_test_split
     parts = train_test_split(np.arange(len(bundled.target)), test_size=360, stratify=bundled.target, random_state=0)
     chosen = parts[int(held_out)]
-    x = torch.from_numpy(bundled.images[chosen] / 8 - 1).float().unsqueeze(1)
     labels = torch.from_numpy(bundled.target[chosen]).long()
-    return Data("digits", TensorDataset(x, labels), (1, 8, 8), tuple("0123456789"), levels=17)
+    if size is None:
+        x, levels = torch.from_numpy(bundled.images[chosen] / 8 - 1).float().unsqueeze(1), 17
+    else:
+        pixels = (bundled.images[chosen] * (255 / 16)).round().astype(np.uint8)
+        x, levels = torch.stack([to_tensor(Image.fromarray(image), size, channels=1) for image in pixels]), 256
+    return Data("digits", TensorDataset(x, labels), tuple(x.shape[1:]), tuple("0123456789"), levels=levels)
 
 
 def _points(
     name: str, draw: Callable[[np.random.Generator, int], tuple[Floats, Ints]], classes: tuple[str, ...]
-) -> Callable[[bool], Data]:
-    def build(held_out: bool) -> Data:
+) -> Callable[[bool, int | None], Data]:
+    def build(held_out: bool, size: int | None) -> Data:
+        if size is not None:
+            raise InputError(f"{name} comes in one shape only: leave size out")
         x, labels = draw(np.random.default_rng(int(held_out)), 5_000 if held_out else 20_000)
         return Data(name, TensorDataset(torch.from_numpy(x).float(), torch.from_numpy(labels)), (2,), classes)
 
     return build
 
 
-_BUILT_IN: Mapping[str, Callable[[bool], Data]] = {
+_BUILT_IN: Mapping[str, Callable[[bool, int | None], Data]] = {
     "digits": _digits,
     "swiss_roll": _points("swiss_roll", toys.swiss_roll, ()),
     "moons": _points("moons", toys.moons, ("upper", "lower")),

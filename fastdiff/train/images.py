@@ -40,7 +40,7 @@ def _read(file: Path | BytesIO, name: str, size: int) -> Image.Image:
         raise InputError(f"cannot read the image {name} ({error}): replace or remove it") from error
 
 
-def _to_tensor(image: Image.Image, size: int, channels: int) -> Tensor:
+def to_tensor(image: Image.Image, size: int, channels: int) -> Tensor:
     """Return the centred square of an image, resized, as float32 (channels, size, size) in [-1, 1]."""
     if image.mode.startswith("I"):  # 16 bits, which Pillow would clip to 8 instead of scaling
         image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
@@ -68,7 +68,7 @@ class Images(Dataset[tuple[Tensor, ...]]):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         file = self.files[index]
         name = str(file) if isinstance(file, Path) else f"in row {index}"
-        return _to_tensor(_read(file, name, self.size), self.size, self.channels), self.labels[index]
+        return to_tensor(_read(file, name, self.size), self.size, self.channels), self.labels[index]
 
 
 class _Rows:

@@ -197,8 +197,10 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
     def _restore(self, folder: Path) -> None:
-        training = checkpoints.read_config(folder).get("training", {})
+        earlier = checkpoints.read_config(folder)
+        training = earlier.get("training", {})
         self.config.check_same_run(training)
+        self.task.check_same_run(earlier)
         states.load_weights(self.average, folder / checkpoints.WEIGHTS)
         states.load(self.accelerator.unwrap_model(self.model), self.optimizer, self.times.state, folder / STATE)
         self.step = int(training["step"])

@@ -72,6 +72,25 @@ def test_marginal_is_that_of_the_forward_process(
     np.testing.assert_allclose(by_z, eta * np.sqrt(at.posterior_variance), rtol=ATOL, atol=ATOL)
 
 
+@settings(deadline=None)
+@given(schedule=st.sampled_from(sorted(SCHEDULES)), steps=st.integers(1, 50), seed=st.integers(0, 99))
+def test_marginals_of_any_s(schedule: str, steps: int, seed: int) -> None:
+    """From x_T ~ q(x_T | x0) down, x_t ~ N(alpha_t x0, sigma_t^2) at every level for any s in 0..sigma_prev of each row.
+
+    With x_prev = alpha_prev x0 + sqrt(sigma_prev^2 - s^2) (x_t - alpha_t x0) / sigma_t + s z: also beyond eta = 1.
+    """
+    at = levels(SCHEDULES[schedule], steps, "trailing")
+    s = at.sigma_prev * np.random.default_rng(seed).uniform(0, 1, steps)
+    of_x = np.sqrt(at.sigma_prev**2 - s**2) / at.sigma
+    of_x0 = at.alpha_prev - of_x * at.alpha
+    mean, variance, found = at.alpha[0], at.sigma[0] ** 2, []
+    for by_x, by_x0, by_z in zip(of_x, of_x0, s, strict=True):
+        mean, variance = by_x * mean + by_x0, by_x**2 * variance + by_z**2
+        found.append((mean, variance))
+    # At most 50 rows of a few roundings.
+    np.testing.assert_allclose(found, np.stack([at.alpha_prev, at.sigma_prev**2], axis=1), rtol=100 * ATOL, atol=ATOL)
+
+
 @pytest.mark.parametrize("schedule", sorted(SCHEDULES))
 @pytest.mark.parametrize("name", spacing.names())
 @pytest.mark.parametrize("steps", [7, 50])

@@ -17,11 +17,8 @@ Array = npt.NDArray[np.float64]
 
 EPS = np.finfo(np.float64).eps
 TINY = np.finfo(np.float64).tiny
-EVERY_SYSTEM = pytest.mark.parametrize(
-    "schedule",
-    [fd.schedules.linear(1000), fd.schedules.cosine(1000), fd.schedules.karras(1000), fd.schedules.flow(1000)],
-    ids=["linear", "cosine", "karras", "flow"],
-)
+SCHEDULES = {name: fd.schedules.make(name) for name in fd.schedules.names()}
+EVERY_SCHEDULE = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
 
 # x0 is 2 with probability 0.3 and -1 otherwise.
 VALUES, CHANCES = np.array([2.0, -1.0]), np.array([0.3, 0.7])
@@ -29,7 +26,7 @@ MEAN = float(CHANCES @ VALUES)
 VARIANCE = float(CHANCES @ (VALUES - MEAN) ** 2)
 
 
-@EVERY_SYSTEM
+@EVERY_SCHEDULE
 def test_mean_and_variance(schedule: Schedule) -> None:
     """E[x_t] = alpha_t E[x0] and Var[x_t] = alpha_t^2 Var[x0] + sigma_t^2, at every level.
 
@@ -49,7 +46,7 @@ def test_mean_and_variance(schedule: Schedule) -> None:
     np.testing.assert_allclose(variance, schedule.alpha**2 * VARIANCE + schedule.sigma**2, rtol=128 * EPS)
 
 
-@EVERY_SYSTEM
+@EVERY_SCHEDULE
 def test_mean_and_variance_of_drawn_noise(schedule: Schedule) -> None:
     """The same with noise that q_sample draws itself: eps is what it says, and has the moments of N(0, I)."""
     n = 20_000
@@ -98,7 +95,7 @@ def test_one_step_kernels_compose(schedule: Schedule, betas: Array) -> None:
     np.testing.assert_allclose(schedule.sigma**2, variance, rtol=4000 * EPS)
 
 
-@EVERY_SYSTEM
+@EVERY_SCHEDULE
 @pytest.mark.parametrize("steps", [13, 1000])
 def test_longer_kernels_compose(schedule: Schedule, steps: int) -> None:
     """The same for any subsequence of the levels of any system.
@@ -113,6 +110,41 @@ def test_longer_kernels_compose(schedule: Schedule, steps: int) -> None:
     # Each step's variance is a difference of two squares of size sigma^2; flow ends at alpha = 0.
     np.testing.assert_allclose(alpha, at.alpha[::-1], rtol=4000 * EPS, atol=EPS)
     np.testing.assert_allclose(variance, at.sigma[::-1] ** 2, rtol=4000 * EPS)
+
+
+@pytest.mark.parametrize("name", [name for name, schedule in SCHEDULES.items() if schedule.variance_preserving])
+def test_unit_variance_stays(name: str) -> None:
+    """Var(x_t) = (1 - beta_t) Var(x_{t-1}) + beta_t, and that is 1 if Var(x_{t-1}) is: so Var(x_t) = 1 if Var(x_0) is.
+
+    From any other variance the excess shrinks by 1 - beta_t a step: Var(x_t) = 1 + abar_t (Var(x_0) - 1).
+    """
+    schedule = SCHEDULES[name]
+    start = np.array([1.0, 0.0, 0.3, 10.0])
+    variance, walked = start, []
+    for beta in schedule.step_sigma**2:
+        variance = (1 - beta) * variance + beta
+        walked.append(variance)
+    expected = 1 + np.outer(schedule.alpha**2, start - 1)
+    # A thousand steps, a few roundings each; from 0, expected is a difference of numbers near 1.
+    np.testing.assert_allclose(walked, expected, rtol=4000 * EPS, atol=4 * EPS)
+    np.testing.assert_array_equal(expected[:, 0], 1.0)
+
+
+def test_steps_of_drawn_noise_compose() -> None:
+    """Drawn step by step, x_t = sqrt(1 - beta_t) x_{t-1} + sqrt(beta_t) eps_t, x_t is distributed as q(x_t | x0).
+
+    Every step is a q_sample of one level. Mean, variance and fourth moment are those of N(sqrt(abar_t) x0, 1 - abar_t).
+    """
+    n, x0 = 40_000, 2.0
+    betas = np.array([0.1, 0.3, 0.2, 0.5])
+    x_t = torch.full((n, 1), x0, dtype=torch.float64)
+    for t, beta in enumerate(betas):
+        x_t = fd.q_sample(x_t, 0, Schedule([(1 - beta) ** 0.5], [beta**0.5]), step=t)
+        abar = np.prod(1 - betas[: t + 1])
+        z = (x_t.numpy() - abar**0.5 * x0) / (1 - abar) ** 0.5
+        for power, moment in ((1, 0.0), (2, 1.0), (4, 3.0)):
+            powers = z**power
+            assert abs(powers.mean() - moment) <= 5 * powers.std() / n**0.5  # five standard errors
 
 
 @settings(deadline=None)

@@ -21,6 +21,13 @@ OTHER: dict[str, Any] = {
     "channels": 3,
     "objective": "l_gamma",
     "weighting": "min_snr",
+    "variance": "large",
+    "vlb_weight": 0.01,
+    "latents": "runs/vae",
+    "latent_channels": 8,
+    "kl_weight": 0.1,
+    "corruption": 0.1,
+    "probes": "gaussian",
     "times": "importance",
     "schedule": "linear",
     "T": 500,
@@ -48,8 +55,13 @@ OTHER: dict[str, Any] = {
     "tracker": "tensorboard",
 }
 # What else a setting needs to be allowed.
-NEEDS: dict[str, dict[str, Any]] = {"objective": {"weighting": "snr"}, "weighting": {"objective": "l_gamma"}}
-FREE = {"save_every", "sample_every", "workers", "tracker"}
+NEEDS: dict[str, dict[str, Any]] = {
+    "objective": {"weighting": "snr"},
+    "weighting": {"objective": "l_gamma"},
+    "variance": {"objective": "l_vlb"},
+    "vlb_weight": {"objective": "l_hybrid"},
+}
+FREE = {"latents", "save_every", "sample_every", "workers", "tracker"}
 
 
 def test_every_setting_is_tried_here() -> None:
@@ -112,6 +124,7 @@ def test_number_out_of_range_is_refused_by_name(name: str, value: float) -> None
     ("name", "value", "nearest"),
     [
         ("schedule", "cosin", "cosine"),
+        ("probes", "gausian", "gaussian"),
         ("prediction", "esp", "eps"),
         ("precision", "fp16", "bf16"),
         ("tracker", "tensorbord", "tensorboard"),

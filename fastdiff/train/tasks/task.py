@@ -27,5 +27,8 @@ class Task(Protocol):
     def saved(self, model: Model) -> Saved:
         """Return what a checkpoint of the run holds, with this network."""
 
+    def check_same_run(self, earlier: Mapping[str, Any]) -> None:
+        """Raise InputError if a run whose checkpoint has this config.json cannot go on, though its settings agree."""
+
     def draw(self, model: Model, file: Path) -> None:
         """Write a PNG that shows what the network does."""

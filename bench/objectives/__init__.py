@@ -1,0 +1,1 @@
+"""Training objectives, score networks, latents and guidance at equal budget, on the digits."""

@@ -1,0 +1,187 @@
+"""What is measured of a run: bits per dimension, samples before a judge, and time."""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+import fastdiff as fd
+from fastdiff.bench import classifier
+from fastdiff.bench.objectives.runs import one_thread, runs, trained
+from fastdiff.bench.quality import Judge, Split
+from fastdiff.guidance import load_classifier
+from fastdiff.guidance.branches import Model
+from fastdiff.train import data
+from fastdiff.train.trainer import train
+
+SEED = 0
+EPOCHS = 40  # the judge's
+BATCH = 500
+LEVELS = 17  # of a pixel of the digits
+TIMED_STEPS = 20, 120
+
+Numbers = dict[str, Any]
+
+
+class Digits:
+    """Images of a side of 8, or of 32, and a judge of both sizes: what is larger is averaged to 8 x 8 first."""
+
+    def __init__(self, size: int) -> None:
+        self.train, self.held_out = (_images(name, size) for name in ("train", "held-out"))
+        self.judge = Judge(_small(self.train), _small(self.held_out), EPOCHS, SEED)
+        self._spread = spread(*_small(self.train))
+
+    def real(self) -> Numbers:
+        """Return the Frechet distances of the train split, and of a copier of as many images."""
+        small = _small(self.train)
+        return {
+            "count": len(small.x),
+            "floor": self.judge.distances(small.x),
+            "copier": self.judge.copier(small, len(small.x), SEED),
+            "judge": self.judge.description,
+        }
+
+    def judged(self, x: Tensor, labels: Tensor) -> Numbers:
+        """Return agreement, Frechet distances, and the spread within classes beside that of the train split."""
+        x = averaged(x.clamp(-1, 1))
+        return {
+            "agreement": self.judge.agreement(x, labels)["network"],
+            "frechet": self.judge.distances(x),
+            "spread": spread(x, labels) / self._spread,
+        }
+
+
+def _images(split: str, size: int) -> Split:
+    images = data.load("digits", split=split, size=None if size == 8 else size)
+    x, labels = zip(*(images.dataset[i] for i in range(len(images))), strict=True)
+    return Split(torch.stack(x), torch.stack(labels))
+
+
+def _small(images: Split) -> Split:
+    return Split(averaged(images.x), images.labels)
+
+
+def averaged(x: Tensor) -> Tensor:
+    """Return images [N, 1, S, S] as [N, 1, 8, 8]: the means of squares."""
+    return F.adaptive_avg_pool2d(x, 8)
+
+
+def spread(x: Tensor, labels: Tensor) -> float:
+    """Return the mean distance between two images [N, ...] of a class, averaged over the classes."""
+    groups = (x[labels == label].flatten(1) for label in range(classifier.CLASSES))
+    return float(torch.stack([F.pdist(group).mean() for group in groups]).mean())
+
+
+class Lab:
+    """Where runs are trained, and what they are measured with."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @functools.cache  # noqa: B019  # a lab lives as long as the program
+    def digits(self, size: int) -> Digits:
+        """Return images of a size, and their judge."""
+        return Digits(size)
+
+    def trained(self, run: str, seed: int) -> Path:
+        """Return a run's last checkpoint; see `runs.trained`."""
+        return trained(self.folder, run, seed)
+
+
+def variational(lab: Lab, run: str, seed: int, variance: str) -> Numbers:
+    """Return the variational bound of the held-out split in bits per dimension, with its parts."""
+    checkpoint, (x0, labels) = fd.load(lab.trained(run, seed)), lab.digits(8).held_out
+    found = fd.likelihood.bound(
+        checkpoint.model,
+        x0,
+        checkpoint.schedule,
+        prediction=checkpoint.prediction,
+        variance=variance,
+        levels=LEVELS,
+        clip=checkpoint.clip,
+        cond={"y": labels},
+        seed=SEED,
+        progress=True,
+    )
+    return {"bits": found.mean, "error": found.standard_error}
+
+
+def samples(lab: Lab, run: str, seed: int, sampler: str, **options: Any) -> Numbers:
+    """Judge a sample for each label of the train split."""
+    checkpoint = fd.load(lab.trained(run, seed))
+    return _drawn(lab, checkpoint, checkpoint.model, 1.0, sampler, **options)
+
+
+def guided(lab: Lab, run: str, seed: int, by: str, strength: float, sampler: str, **options: Any) -> Numbers:
+    """Judge samples guided by "cfg" with w, or by a "classifier" with omega, of an unconditional network or "both"."""
+    checkpoint = fd.load(lab.trained(run, seed))
+    if by == "cfg":
+        return _drawn(lab, checkpoint, checkpoint.model, strength, sampler, **options)
+    guide = load_classifier(lab.trained("classifier", seed))
+    model = guide.guide(checkpoint, strength, unconditional=by == "classifier")
+    return _drawn(lab, checkpoint, model, 1.0, sampler, **options)
+
+
+def _drawn(lab: Lab, checkpoint: fd.Checkpoint, model: Model, guidance: float, sampler: str, **options: Any) -> Numbers:
+    plan = checkpoint.plan(sampler, **options)
+    shape = checkpoint.shape if checkpoint.latents is None else checkpoint.latents.shape
+    digits = lab.digits(shape[-1])
+    labels = digits.train.labels
+    started = time.perf_counter()
+    x = torch.cat(
+        [
+            fd.sample(
+                model,
+                plan,
+                (len(index), *checkpoint.shape),
+                seed=SEED,
+                index=index,
+                cond={"y": labels[index]},
+                guidance=guidance,
+                decode=checkpoint.decode,
+            )
+            for index in torch.split(torch.arange(len(labels)), BATCH)
+        ]
+    )
+    seconds = time.perf_counter() - started
+    return {**digits.judged(x, labels), "nfe": plan.nfe, "seconds": round(seconds, 1)}
+
+
+def reconstructions(lab: Lab, run: str, seed: int) -> Numbers:
+    """Judge what an autoencoder makes of the train split: what latent diffusion could at best draw."""
+    autoencoder = fd.latents.load(lab.trained(run, seed))
+    digits = lab.digits(autoencoder.shape[-1])
+    x, labels = digits.train
+    found = autoencoder.decode(autoencoder.encode(x, seed=SEED))
+    return {**digits.judged(found, labels), "mse": float((found - x).square().mean())}
+
+
+def seconds(lab: Lab, run: str, seed: int) -> Numbers:
+    """Return the time of training in all: of two short runs the difference, a step, times the steps."""
+    config = runs(lab.folder)[run]
+    taken = []
+    for steps in TIMED_STEPS:
+        with tempfile.TemporaryDirectory() as folder, one_thread():
+            started = time.perf_counter()
+            train(replace(config, steps=steps, warmup=0, seed=seed), folder, progress=False)
+            taken.append(time.perf_counter() - started)
+    step = (taken[1] - taken[0]) / (TIMED_STEPS[1] - TIMED_STEPS[0])
+    return {"step": step, "steps": config.steps}
+
+
+MEASURES: Mapping[str, Callable[..., Numbers]] = {
+    "variational": variational,
+    "samples": samples,
+    "guided": guided,
+    "reconstructions": reconstructions,
+    "seconds": seconds,
+}

@@ -1,0 +1,61 @@
+"""Objectives of autoencoders: `model(x, noise=None) -> decoded, posterior` of `fastdiff.models.ConvAutoencoder`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from fastdiff import noise as noises
+from fastdiff.latents.autoencoder import STREAM as LATENT_STREAM
+from fastdiff.models.posterior import Noise, kl_to_standard_normal
+from fastdiff.train.batch import STREAM, Batch
+from fastdiff.train.objectives.loss import Loss
+
+
+def autoencoder() -> Loss:
+    """Return `mean (D(E(x)) - x)^2`, over the values of a sample."""
+    return denoising_autoencoder(0.0)
+
+
+def denoising_autoencoder(corruption: float) -> Loss:
+    """Return `mean (D(E(x + corruption eps)) - x)^2`, over the values of a sample (Vincent et al. 2008).
+
+    Args:
+        corruption: standard deviation of the noise that is added to x, >= 0.
+    """
+
+    def loss(model: Any, batch: Batch) -> Tensor:
+        x = batch.x0
+        given = x + corruption * _noise_of(batch, STREAM)(x.shape) if corruption else x
+        decoded, _ = model(given)
+        return _squared_error(decoded, x) / x[0].numel()
+
+    return loss
+
+
+def vae(kl_weight: float) -> Loss:
+    """Return `(|x - D(z)|^2 / 2 + kl_weight KL) / dims`, z drawn from the posterior (Kingma & Welling 2013, eq. 7).
+
+    Its minimum is that of -ELBO for a decoder N(D(z), kl_weight I): this is kl_weight / dims times the -ELBO in nats,
+    but for the constant `dims log(2 pi kl_weight) / 2`. KL is that of the posterior to N(0, I).
+
+    Args:
+        kl_weight: >= 0; the variance of the decoder.
+    """
+
+    def loss(model: Any, batch: Batch) -> Tensor:
+        x = batch.x0
+        decoded, posterior = model(x, _noise_of(batch, LATENT_STREAM))
+        of_sample = _squared_error(decoded, x) / 2 + kl_weight * kl_to_standard_normal(*posterior)
+        return of_sample / x[0].numel()
+
+    return loss
+
+
+def _squared_error(a: Tensor, b: Tensor) -> Tensor:
+    return (a - b).square().flatten(1).sum(dim=1)
+
+
+def _noise_of(batch: Batch, stream: str) -> Noise:
+    return lambda shape: noises.normal(shape, batch.seed, batch.index, batch.step, stream, batch.x0.device)
