@@ -71,7 +71,10 @@ def sample(
         str, typer.Option(help="Checkpoint folder, run folder, or the name of a shipped one.")
     ] = "digits",
     out: Annotated[Path, typer.Option(help="PNG to write.")] = Path("samples.png"),
-    sampler: Annotated[str, typer.Option(help=f"{', '.join(samplers.SAMPLERS)}.")] = SAMPLER,
+    sampler: Annotated[
+        str | None,
+        typer.Option(help=f"{', '.join(samplers.SAMPLERS)}; {SAMPLER}, or ddpm for a learned variance, if not given."),
+    ] = None,
     steps: Annotated[int, typer.Option(help="Steps; one network evaluation each, two for heun and its like.")] = STEPS,
     eta: Annotated[str | None, typer.Option(help="Noise, for samplers that have an eta; DDIM's is 0..1.")] = None,
     spacing: Annotated[
@@ -103,6 +106,7 @@ def sample(
     model, known = _guided(loaded, classifier, omega)
     named = {"spacing": spacing, "eta": None if eta is None else _value(eta)}
     options = {name: value for name, value in named.items() if value is not None} | _options(option or [])
+    sampler = sampler or ("ddpm" if loaded.learns_variance else SAMPLER)
     try:
         plan = loaded.plan(sampler, steps=steps, **options)
     except InputError:

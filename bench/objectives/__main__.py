@@ -26,7 +26,8 @@ from fastdiff import checkpoint as checkpoints
 from fastdiff.bench import machine
 from fastdiff.bench.objectives import report
 from fastdiff.bench.objectives.cells import TABLES, Cell
-from fastdiff.bench.objectives.measure import MEASURES, Lab
+from fastdiff.bench.objectives.measure import MEASURES, digits
+from fastdiff.bench.objectives.runs import trained
 from fastdiff.errors import FastdiffError, lookup
 from fastdiff.files import write_text
 
@@ -47,33 +48,30 @@ def main(
         if render_only:
             results = report.read(path)
         else:
-            lab = Lab(runs)
             for run, seed in dict.fromkeys((run, cell.seed) for cell in cells for run in (*cell.needs, cell.run)):
-                lab.trained(run, seed)
+                trained(runs, run, seed)
             if train_only:
                 return
-            results = measured(lab, cells, path)
+            results = measured(cells, runs, path)
     except (FastdiffError, OSError) as error:
         sys.exit(f"error: {error}")
     for written in report.render(results, out):
         print(written)
 
 
-def measured(lab: Lab, cells: list[Cell], path: Path) -> report.Results:
+def measured(cells: list[Cell], runs: Path, path: Path) -> report.Results:
     """Measure what the results in `path` lack and return them; each finished cell is written at once."""
     results: report.Results = report.read(path) if path.exists() else {"cells": []}
     results["setup"] = {"machine": machine.describe(), "torch": torch.__version__}
-    results["real"] = {str(size): lab.digits(size).real() for size in SIZES}
+    results["real"] = {str(size): digits(size).real() for size in SIZES}
     for cell in tqdm(cells, desc="objectives", unit="cell", disable=None):
         key = json.loads(json.dumps(asdict(cell)))
-        weights = [_digest(lab.trained(run, cell.seed)) for run in (cell.run, *cell.needs)]
-        found = [row for row in results["cells"] if key.items() <= row.items()]
-        if any(row["weights"] == weights for row in found):
+        weights = [_digest(trained(runs, run, cell.seed)) for run in (cell.run, *cell.needs)]
+        others = [row for row in results["cells"] if not key.items() <= row.items()]
+        if any(row["weights"] == weights for row in results["cells"] if row not in others):
             continue
-        numbers = MEASURES[cell.measure](lab, cell.run, cell.seed, **cell.options)
-        results["cells"] = [row for row in results["cells"] if row not in found] + [
-            {**key, "weights": weights, **numbers}
-        ]
+        numbers = MEASURES[cell.measure](runs, cell.run, cell.seed, **cell.options)
+        results["cells"] = [*others, {**key, "weights": weights, **numbers}]
         write_text(path, json.dumps(results, indent=1) + "\n")
     return results
 

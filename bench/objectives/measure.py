@@ -60,6 +60,12 @@ class Digits:
         }
 
 
+@functools.cache
+def digits(size: int) -> Digits:
+    """Return the images of a size, and their judge."""
+    return Digits(size)
+
+
 def _images(split: str, size: int) -> Split:
     images = data.load("digits", split=split, size=None if size == 8 else size)
     x, labels = zip(*(images.dataset[i] for i in range(len(images))), strict=True)
@@ -81,25 +87,9 @@ def spread(x: Tensor, labels: Tensor) -> float:
     return float(torch.stack([F.pdist(group).mean() for group in groups]).mean())
 
 
-class Lab:
-    """Where runs are trained, and what they are measured with."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    @functools.cache  # noqa: B019  # a lab lives as long as the program
-    def digits(self, size: int) -> Digits:
-        """Return images of a size, and their judge."""
-        return Digits(size)
-
-    def trained(self, run: str, seed: int) -> Path:
-        """Return a run's last checkpoint; see `runs.trained`."""
-        return trained(self.folder, run, seed)
-
-
-def variational(lab: Lab, run: str, seed: int, variance: str) -> Numbers:
-    """Return the variational bound of the held-out split in bits per dimension, with its parts."""
-    checkpoint, (x0, labels) = fd.load(lab.trained(run, seed)), lab.digits(8).held_out
+def variational(folder: Path, run: str, seed: int, variance: str) -> Numbers:
+    """Return the variational bound of the held-out split in bits per dimension, with its standard error."""
+    checkpoint, (x0, labels) = fd.load(trained(folder, run, seed)), digits(8).held_out
     found = fd.likelihood.bound(
         checkpoint.model,
         x0,
@@ -115,27 +105,27 @@ def variational(lab: Lab, run: str, seed: int, variance: str) -> Numbers:
     return {"bits": found.mean, "error": found.standard_error}
 
 
-def samples(lab: Lab, run: str, seed: int, sampler: str, **options: Any) -> Numbers:
+def samples(folder: Path, run: str, seed: int, sampler: str, **options: Any) -> Numbers:
     """Judge a sample for each label of the train split."""
-    checkpoint = fd.load(lab.trained(run, seed))
-    return _drawn(lab, checkpoint, checkpoint.model, 1.0, sampler, **options)
+    checkpoint = fd.load(trained(folder, run, seed))
+    return _drawn(checkpoint, checkpoint.model, 1.0, sampler, **options)
 
 
-def guided(lab: Lab, run: str, seed: int, by: str, strength: float, sampler: str, **options: Any) -> Numbers:
+def guided(folder: Path, run: str, seed: int, by: str, strength: float, sampler: str, **options: Any) -> Numbers:
     """Judge samples guided by "cfg" with w, or by a "classifier" with omega, of an unconditional network or "both"."""
-    checkpoint = fd.load(lab.trained(run, seed))
+    checkpoint = fd.load(trained(folder, run, seed))
     if by == "cfg":
-        return _drawn(lab, checkpoint, checkpoint.model, strength, sampler, **options)
-    guide = load_classifier(lab.trained("classifier", seed))
+        return _drawn(checkpoint, checkpoint.model, strength, sampler, **options)
+    guide = load_classifier(trained(folder, "classifier", seed))
     model = guide.guide(checkpoint, strength, unconditional=by == "classifier")
-    return _drawn(lab, checkpoint, model, 1.0, sampler, **options)
+    return _drawn(checkpoint, model, 1.0, sampler, **options)
 
 
-def _drawn(lab: Lab, checkpoint: fd.Checkpoint, model: Model, guidance: float, sampler: str, **options: Any) -> Numbers:
+def _drawn(checkpoint: fd.Checkpoint, model: Model, guidance: float, sampler: str, **options: Any) -> Numbers:
     plan = checkpoint.plan(sampler, **options)
     shape = checkpoint.shape if checkpoint.latents is None else checkpoint.latents.shape
-    digits = lab.digits(shape[-1])
-    labels = digits.train.labels
+    real = digits(shape[-1])
+    labels = real.train.labels
     started = time.perf_counter()
     x = torch.cat(
         [
@@ -152,27 +142,27 @@ def _drawn(lab: Lab, checkpoint: fd.Checkpoint, model: Model, guidance: float, s
             for index in torch.split(torch.arange(len(labels)), BATCH)
         ]
     )
-    seconds = time.perf_counter() - started
-    return {**digits.judged(x, labels), "nfe": plan.nfe, "seconds": round(seconds, 1)}
+    taken = time.perf_counter() - started
+    return {**real.judged(x, labels), "nfe": plan.nfe, "seconds": round(taken, 1)}
 
 
-def reconstructions(lab: Lab, run: str, seed: int) -> Numbers:
+def reconstructions(folder: Path, run: str, seed: int) -> Numbers:
     """Judge what an autoencoder makes of the train split: what latent diffusion could at best draw."""
-    autoencoder = fd.latents.load(lab.trained(run, seed))
-    digits = lab.digits(autoencoder.shape[-1])
-    x, labels = digits.train
+    autoencoder = fd.latents.load(trained(folder, run, seed))
+    real = digits(autoencoder.shape[-1])
+    x, labels = real.train
     found = autoencoder.decode(autoencoder.encode(x, seed=SEED))
-    return {**digits.judged(found, labels), "mse": float((found - x).square().mean())}
+    return {**real.judged(found, labels), "mse": float((found - x).square().mean())}
 
 
-def seconds(lab: Lab, run: str, seed: int) -> Numbers:
+def seconds(folder: Path, run: str, seed: int) -> Numbers:
     """Return the time of training in all: of two short runs the difference, a step, times the steps."""
-    config = runs(lab.folder)[run]
+    config = runs(folder)[run]
     taken = []
     for steps in TIMED_STEPS:
-        with tempfile.TemporaryDirectory() as folder, one_thread():
+        with tempfile.TemporaryDirectory() as out, one_thread():
             started = time.perf_counter()
-            train(replace(config, steps=steps, warmup=0, seed=seed), folder, progress=False)
+            train(replace(config, steps=steps, warmup=0, seed=seed), out, progress=False)
             taken.append(time.perf_counter() - started)
     step = (taken[1] - taken[0]) / (TIMED_STEPS[1] - TIMED_STEPS[0])
     return {"step": step, "steps": config.steps}

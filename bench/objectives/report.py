@@ -32,6 +32,7 @@ TITLES = {
     "both": "classifier on the conditional branch, omega",
 }
 SPACES = ("pixel", "feature")
+SHOWN_AGREEMENT = 0.9, 1.005  # an unconditional network's is that of chance
 
 Results = dict[str, Any]
 Row = dict[str, Any]
@@ -60,13 +61,11 @@ def figure(results: Results) -> Figure:
     }
     for axes, (title, value) in zip(drawn.subplots(1, len(shown)), shown.items(), strict=True):
         for by in STRENGTHS:
-            rows = [row for row in _rows(results, "guidance") if row["options"]["by"] == by and row["agreement"] > 0.5]
-            points = [(value(row), row["agreement"]) for row in rows]
-            if points:
-                axes.plot(*zip(*points, strict=True), marker="o", label=TITLES[by])
-            for row, point in zip(rows, points, strict=True):
-                axes.annotate(f"{row['options']['strength']:g}", point, fontsize="small")
-        axes.set(xlabel=title, ylabel="agreement with the label")
+            rows = [row for row in _rows(results, "guidance") if row["options"]["by"] == by]
+            axes.plot([value(row) for row in rows], [row["agreement"] for row in rows], marker="o", label=TITLES[by])
+            for row in rows:
+                axes.annotate(f"{row['options']['strength']:g}", (value(row), row["agreement"]), fontsize="small")
+        axes.set(xlabel=title, ylabel="agreement with the label", ylim=SHOWN_AGREEMENT)
     axes.legend(fontsize="small")
     return drawn
 

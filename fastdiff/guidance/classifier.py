@@ -69,8 +69,7 @@ class Classifier:
             t: its time, [B].
             y: class, int64 [B] in 0..len(classes), the last of them the null token.
         """
-        logits = self.model(x.to(next(self.model.parameters()).dtype), t)
-        of_class = F.log_softmax(logits, dim=1)
+        of_class = F.log_softmax(self._logits(x, t), dim=1)
         return F.pad(of_class, (0, 1)).gather(1, y[:, None])[:, 0]
 
     @torch.no_grad()
@@ -86,12 +85,15 @@ class Classifier:
         Raises:
             InputError: a level is none of the schedule's.
         """
-        return [float((self._logits(x0, level, seed).argmax(dim=1) == y).double().mean()) for level in levels]
+        found = []
+        for level in levels:
+            x = q_sample(x0, level, self.schedule, seed, step=level, scaled=True)
+            t = torch.full((len(x0),), float(self.schedule.time[level]), device=x0.device)
+            found.append(float((self._logits(x, t).argmax(dim=1) == y).double().mean()))
+        return found
 
-    def _logits(self, x0: Tensor, level: int, seed: int) -> Tensor:
-        x = q_sample(x0, level, self.schedule, seed, step=level, scaled=True)
-        t = torch.full((len(x0),), float(self.schedule.time[level]), device=x0.device)
-        logits: Tensor = self.model(x, t)
+    def _logits(self, x: Tensor, t: Tensor) -> Tensor:
+        logits: Tensor = self.model(x.to(next(self.model.parameters()).dtype), t)
         return logits
 
     def guide(self, checkpoint: Checkpoint, omega: float = 1.0, *, unconditional: bool = False) -> ClassifierGuidance:
@@ -122,8 +124,8 @@ class Classifier:
             shapes = f"{self.shape}, the network of {checkpoint.shape}"
             raise InputError(f"the classifier takes samples of shape {shapes}: train both on the same data")
         if checkpoint.classes not in ((), self.classes):
-            own, others = ", ".join(self.classes), ", ".join(checkpoint.classes)
-            raise InputError(f"the classifier knows the classes {own}, the network {others}: train both on the same")
+            numbers = f"{len(self.classes)} classes are not the {len(checkpoint.classes)} of the network"
+            raise InputError(f"the classifier's {numbers}: train both on the same data")
 
 
 class _Unconditional(nn.Module):

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from fastdiff.errors import InputError, whole
+from fastdiff.errors import whole
 from fastdiff.forward import q_sample
 from fastdiff.guidance.branches import Model, conditions, part
+from fastdiff.likelihood.data import checked
 from fastdiff.likelihood.terms import Terms, prior
 from fastdiff.schedules import Schedule
 
@@ -105,7 +106,7 @@ def bound(
         InputError: a name is unknown, a number out of range, x0 or a condition has another batch or form than needed,
             x0 is not at `levels`, or the network does not learn the variance that it is asked for.
     """
-    data = _checked(x0, levels)
+    data = checked(x0, levels)
     terms = Terms(schedule, prediction, variance, levels, clip)
     condition = conditions(model, cond or {}, None, 1, len(data))
     T = len(schedule)
@@ -119,15 +120,3 @@ def bound(
         x, eps = q_sample(clean, t, schedule, seed, index=who, step=t, scaled=True, return_noise=True)
         found[first : first + batch] = terms(model, clean, x, eps, t, part(condition, sample))
     return Bound(torch.cat([found.view(-1, T), prior(data, schedule).cpu()[:, None]], dim=1), data[0].numel())
-
-
-def _checked(x0: Tensor, levels: int | None) -> Tensor:
-    """Return data in the dtype of the arithmetic. Raises InputError if they are none, or not at their levels."""
-    if x0.ndim < 2 or not x0.numel() or not x0.is_floating_point():
-        raise InputError(f"x0 must be floats [B, ...], got {x0.dtype} {tuple(x0.shape)}: scale images to [-1, 1]")
-    if levels is not None:
-        place = (x0.double() + 1) * (whole("levels", levels, 2) - 1) / 2
-        # Rounding to bfloat16, 2^-9, moves data of 256 levels by a quarter of a spacing.
-        if ((place - place.round()).abs() > 0.3).any() or (x0.abs() > 1 + 1e-6).any():
-            raise InputError(f"x0 must hold {levels} values evenly from -1 to 1: scale it, or use levels=None")
-    return x0.to(torch.promote_types(x0.dtype, torch.float32))

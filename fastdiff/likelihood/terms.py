@@ -72,9 +72,7 @@ class Terms:
         ]
         self._table = functools.cache(torch.from_numpy(np.stack(columns, axis=1)).to)
 
-    def __call__(
-        self, model: Model, x0: Tensor, x: Tensor, eps: Tensor, t: Tensor, cond: Mapping[str, Any]
-    ) -> Tensor:
+    def __call__(self, model: Model, x0: Tensor, x: Tensor, eps: Tensor, t: Tensor, cond: Mapping[str, Any]) -> Tensor:
         """Return L_t of each sample in nats, summed over its elements, [B] in the dtype of x0.
 
         Args:

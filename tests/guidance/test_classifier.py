@@ -116,6 +116,18 @@ def test_accuracy_counts_the_most_probable_class_at_each_level() -> None:
         sign.accuracy(x0, y, [20])
 
 
+def test_accuracy_is_of_what_guides() -> None:
+    """The most probable class of the scaled x_t at its level's time, here of levels of up to 80."""
+    found, level = classifier(schedule=EXPLODING), 12
+    x0 = torch.randn(1000, 2, generator=torch.Generator().manual_seed(3))
+    y = torch.arange(1000) % NULL
+    x = fd.q_sample(x0, level, EXPLODING, 4, step=level, scaled=True)
+    t = torch.full((1000,), EXPLODING.time[level])
+    with torch.no_grad():
+        each = torch.stack([found.log_probability(x, t, torch.full((1000,), label)) for label in range(NULL)])
+    assert found.accuracy(x0, y, [level], seed=4) == [float((each.argmax(dim=0) == y).double().mean())]
+
+
 # --- the guided network
 
 
@@ -234,8 +246,8 @@ def test_a_classifier_keeps_its_dtype(dtype: torch.dtype) -> None:
         (diffusion(schedule=fd.schedules.linear(20)), "different noise levels"),
         (diffusion(schedule=SCHEDULE.with_unit_input(0.5)), "different noise levels"),
         (diffusion("unet"), r"shape \(2,\), the network of \(1, 6, 6\)"),
-        (diffusion(classes=("a", "b")), "classes a, b, c, the network a, b: "),
-        (diffusion(classes=("c", "b", "a")), "the network c, b, a: "),
+        (diffusion(classes=("a", "b")), "classifier's 3 classes are not the 2 of"),
+        (diffusion(classes=("c", "b", "a")), "classifier's 3 classes are not the 3 of"),
     ],
     ids=["levels", "schedule", "input scale", "shape", "number of classes", "order of classes"],
 )

@@ -75,9 +75,10 @@ def test_marginal_is_that_of_the_forward_process(
 @settings(deadline=None)
 @given(schedule=st.sampled_from(sorted(SCHEDULES)), steps=st.integers(1, 50), seed=st.integers(0, 99))
 def test_marginals_of_any_s(schedule: str, steps: int, seed: int) -> None:
-    """From x_T ~ q(x_T | x0) down, x_t ~ N(alpha_t x0, sigma_t^2) at every level for any s in 0..sigma_prev of each row.
+    """From x_T ~ q(x_T | x0) down, x_t ~ N(alpha_t x0, sigma_t^2) at every level, for any s of each row.
 
-    With x_prev = alpha_prev x0 + sqrt(sigma_prev^2 - s^2) (x_t - alpha_t x0) / sigma_t + s z: also beyond eta = 1.
+    x_prev = alpha_prev x0 + sqrt(sigma_prev^2 - s^2) (x_t - alpha_t x0) / sigma_t + s z, with s in 0..sigma_prev: also
+    beyond eta = 1.
     """
     at = levels(SCHEDULES[schedule], steps, "trailing")
     s = at.sigma_prev * np.random.default_rng(seed).uniform(0, 1, steps)

@@ -18,7 +18,9 @@ X, Y1, Y2 = np.array([[1.0, 2.0, 20.0], [2.0, 4.0, 40.0], [3.0, 6.0, 60.0]]).T
 def optimum(features: tuple[Array, Array], lam: float) -> float:
     """The theta of `theta features_t` with the least L, by least squares."""
     weights = np.repeat([1.0, lam**0.5], len(X))
-    theta, *_ = np.linalg.lstsq((weights * np.concatenate(features))[:, None], weights * np.concatenate([Y1, Y2]))
+    theta, *_ = np.linalg.lstsq(
+        (weights * np.concatenate(features))[:, None], weights * np.concatenate([Y1, Y2]), rcond=None
+    )
     return float(theta[0])
 
 

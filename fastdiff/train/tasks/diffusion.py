@@ -17,6 +17,7 @@ from fastdiff.guidance.branches import Model as Network
 from fastdiff.latents import Autoencoder, from_diffusers, load
 from fastdiff.models import Model
 from fastdiff.sample import sample
+from fastdiff.samplers.ddpm import LEARNED
 from fastdiff.schedules import Schedule
 from fastdiff.train.batch import Batch
 from fastdiff.train.config import TrainConfig
