@@ -53,13 +53,11 @@ def error_of_block(
 ):
     """The tile of a program's block of predictions less what they are compared with: t0 x0 + te eps, or eps."""
     predicted = read(block_of(pred, sample, stride, elements, BLOCK), left, BLOCK, WIDTH, EVEN, True)
-    if x0 is None:
-        target = draw_part(key, samples, sample, draw, stream, draw_per_sample, BLOCK, WIDTH)
-    else:
+    target = draw_part(key, samples, sample, draw, stream, draw_per_sample, BLOCK, WIDTH)
+    if x0 is not None:
         t0, te = row_of(level, sample, level_per_sample, table, rows)
         clean = read(block_of(x0, sample, x0_stride, elements, BLOCK), left, BLOCK, WIDTH, EVEN, True)
-        eps = draw_part(key, samples, sample, draw, stream, draw_per_sample, BLOCK, WIDTH)
-        target = tl.fma(te, eps, t0 * clean)
+        target = tl.fma(te, target, t0 * clean)
     return predicted - target
 
 

@@ -102,13 +102,21 @@ def _step_arguments(plan: Plan, guided: bool, dtype: str, normals: str) -> tuple
 
 def _others() -> Iterator[Case]:
     for dtype, kind in DTYPES.items():
-        for op, (arguments, normals, done) in _OTHERS.items():
-            yield Case(f"{op}, {dtype}", op, partial(arguments, dtype), dtype, normals, done(kind.itemsize))
+        for name, (arguments, normals, done) in _OTHERS.items():
+            op = name.partition(",")[0]
+            yield Case(f"{name}, {dtype}", op, partial(arguments, dtype), dtype, normals, done(kind.itemsize))
 
 
 def _q_sample(dtype: str) -> tuple[Any, ...]:
-    levels = (_of_samples(torch.int64), _tensor(1000, 2, dtype=torch.float32))
-    return (_image(dtype), *levels, *_drawn(), None, False)
+    return (_image(dtype), *_levels(), *_drawn(), None, False)
+
+
+def _noise_loss(dtype: str, *target: Tensor) -> tuple[Any, ...]:
+    return (_image(dtype), *_drawn(), *target)
+
+
+def _target(dtype: str) -> tuple[Tensor, ...]:
+    return (_image(dtype), *_levels())
 
 
 def _threshold(dtype: str) -> tuple[Any, ...]:
@@ -120,11 +128,21 @@ def _threshold(dtype: str) -> tuple[Any, ...]:
 _OTHERS: dict[str, tuple[Callable[[str], tuple[Any, ...]], str, Callable[[int], Work]]] = {
     "normal_": (lambda dtype: (_image(dtype), *_drawn()), "exact", work.normal),
     "q_sample": (_q_sample, "exact", work.q_sample),
-    "noise_loss": (lambda dtype: (_image(dtype), *_drawn()), "exact", work.noise_loss),
+    "noise_loss": (_noise_loss, "exact", work.noise_loss),
+    "noise_loss, target": (
+        lambda dtype: _noise_loss(dtype, *_target(dtype)),
+        "exact",
+        partial(work.noise_loss, target=True),
+    ),
     "noise_loss_backward": (
-        lambda dtype: (_of_samples(torch.float32), _image(dtype), *_drawn()),
+        lambda dtype: (_of_samples(torch.float32), *_noise_loss(dtype)),
         "exact",
         work.noise_loss_backward,
+    ),
+    "noise_loss_backward, target": (
+        lambda dtype: (_of_samples(torch.float32), *_noise_loss(dtype, *_target(dtype))),
+        "exact",
+        partial(work.noise_loss_backward, target=True),
     ),
     "guidance_rescale": (
         lambda dtype: (_image(dtype), _image(dtype), _of_samples(torch.float32), 0.7),
@@ -146,6 +164,10 @@ def _image(dtype: str, branches: int = 1) -> Tensor:
 
 def _table(plan: Plan) -> Tensor:
     return _tensor(*plan.table.shape, dtype=torch.float32)
+
+
+def _levels() -> tuple[Tensor, Tensor]:
+    return _of_samples(torch.int64), _tensor(1000, 2, dtype=torch.float32)
 
 
 def _of_samples(dtype: torch.dtype) -> Tensor:

@@ -37,8 +37,10 @@ class CudaKernel:
 _KERNELS = {
     "normal_": CudaKernel("noise.cu", f"VectorBody.*{_MIXED}.*DrawNormals"),
     "q_sample": CudaKernel("noise.cu", f"VectorBody.*{_MIXED}.*NoiseData.*Lb0E"),
-    "noise_loss": CudaKernel("noise.cu", f"LossPart.*{_MIXED}", turns=1),
-    "noise_loss_backward": CudaKernel("noise.cu", f"VectorBody.*{_MIXED}.*LossGradient"),
+    "noise_loss": CudaKernel("noise.cu", f"LossPart.*{_MIXED}Lb0E", turns=1),
+    "noise_loss, target": CudaKernel("noise.cu", f"LossPart.*{_MIXED}Lb1E", turns=1),
+    "noise_loss_backward": CudaKernel("noise.cu", f"VectorBody.*{_MIXED}.*LossGradient.*Lb0E"),
+    "noise_loss_backward, target": CudaKernel("noise.cu", f"VectorBody.*{_MIXED}.*LossGradient.*Lb1E"),
     "guidance_rescale": CudaKernel("reductions.cu", f"RescalePart.*{_MIXED}", turns=1),
     "inner_products": CudaKernel("reductions.cu", f"ProductsPart.*{_MIXED}", turns=1),
     "threshold": CudaKernel("reductions.cu", f"CountDigit.*{_MIXED}.*Formula"),
@@ -47,7 +49,7 @@ _KERNELS = {
 
 def kernel_of(case: Case) -> CudaKernel:
     """Return the first kernel that a case launches."""
-    return _step(case) if case.op == "step" else _KERNELS[case.op]
+    return _step(case) if case.op == "step" else _KERNELS[case.name.removesuffix(f", {case.dtype}")]
 
 
 def _step(case: Case) -> CudaKernel:

@@ -86,14 +86,14 @@ def q_sample(size: int) -> Work:
     return EXACT_NORMALS.beside(size, size, fma=1)
 
 
-def noise_loss(size: int) -> Work:
-    """Return the work of the sums of squares."""
-    return EXACT_NORMALS.beside(size, 0, reduces=True)
+def noise_loss(size: int, target: bool = False) -> Work:
+    """Return the work of the sums of squares; with x0 read for the target, fma(te, eps, t0 x0), where it is not eps."""
+    return EXACT_NORMALS.beside(size * (1 + target), 0, fma=target, reduces=True)
 
 
-def noise_loss_backward(size: int) -> Work:
+def noise_loss_backward(size: int, target: bool = False) -> Work:
     """Return the work of the gradient, in the dtype of the prediction; its factor is divided by the elements."""
-    return EXACT_NORMALS.beside(size, size, divisions=1)
+    return EXACT_NORMALS.beside(size * (1 + target), size, fma=target, divisions=1)
 
 
 def guidance_rescale(size: int) -> Work:
