@@ -33,6 +33,38 @@ def test_noise_is_the_published_one():
     assert torch.equal(eps, given)
 
 
+@each_backend
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_scaled_is_what_the_network_is_given(backend, dtype):
+    """`scale_in x_t` in one pass, to one rounding of the dtype of x0, with the same noise."""
+    if dtype == torch.float64 and backend != "eager":
+        backend = "auto"
+    schedule, t = fd.schedules.karras(50).with_unit_input(), [0, 20, 49]
+    x0 = torch.randn(3, 5, 7, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    options = {"seed": 4, "return_noise": True, "backend": backend}
+    scaled, eps = fd.q_sample(x0, t, schedule, scaled=True, **options)
+    assert scaled.dtype == dtype and torch.equal(eps, fd.q_sample(x0, t, schedule, **options)[1])
+    alpha, sigma, scale_in = (
+        torch.from_numpy(of[t].copy()).view(-1, 1, 1) for of in (schedule.alpha, schedule.sigma, schedule.scale_in)
+    )
+    expected = scale_in * (alpha * x0.double() + sigma * eps.double())
+    # In float32 the factors, a product and the sum round once each, relative to the terms; then dtype once.
+    size = scale_in * (alpha * x0.double().abs() + sigma * eps.double().abs())
+    unit = torch.finfo(torch.promote_types(dtype, torch.float32)).eps / 2
+    bound = 4 * unit * size + torch.finfo(dtype).eps / 2 * expected.abs() * 1.01
+    assert ((scaled.double() - expected).abs() <= bound).all()
+
+
+@each_backend
+def test_gradient_of_scaled(backend):
+    """d scale_in x_t / d x0 = scale_in alpha_t, rounded once."""
+    schedule = fd.schedules.karras(50).with_unit_input()
+    x0 = torch.randn(2, 3, requires_grad=True)
+    fd.q_sample(x0, [0, 20], schedule, scaled=True, backend=backend).sum().backward()
+    factor = (schedule.scale_in * schedule.alpha)[[0, 20]]
+    assert torch.equal(x0.grad, torch.tensor(factor, dtype=torch.float32)[:, None].expand(2, 3))
+
+
 def test_one_t_is_one_for_each():
     """A single t serves the whole batch."""
     x0 = torch.randn(3, 4)

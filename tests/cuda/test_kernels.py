@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from types import SimpleNamespace
 
 import hypothesis
@@ -14,7 +15,7 @@ from fastdiff.ops import native, reference
 from fastdiff.ops.philox import STREAMS
 from fastdiff.plan import FAST_NORMALS, NEUTRAL, Plan
 from tests.ops import cpu
-from tests.ops.cpu import FLOATS, OPS, assert_same_bits, copied, example, step_call
+from tests.ops.cpu import FLOATS, OPS, assert_same_bits, copied, example, step_call, to_noise
 from tests.ops.plans import plan_of, specialised
 from tests.ops.strategies import plans
 
@@ -45,6 +46,22 @@ def assert_same(cuda: SimpleNamespace, name: str, call: cpu.Call) -> None:
 @pytest.mark.parametrize("name", [name for name in OPS if name != "step_directly"])
 def test_every_op_with_all_that_it_takes(cuda: SimpleNamespace, name: str, shape, dtype: torch.dtype) -> None:
     assert_same(cuda, name, example(name, shape, dtype))
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("name", ["noise_loss", "noise_loss_backward"])
+def test_noise_loss_without_a_target(cuda: SimpleNamespace, name: str, dtype: torch.dtype) -> None:
+    """Predictions of the noise itself have kernels of their own."""
+    for shape in SHAPES:
+        assert_same(cuda, name, to_noise(example(name, shape, dtype)))
+
+
+def test_noise_loss_of_several_kinds(cuda: SimpleNamespace) -> None:
+    """pred and x0 are widened each from its own dtype."""
+    for name, kinds in itertools.product(["noise_loss", "noise_loss_backward"], itertools.permutations(FLOATS, 2)):
+        call = example(name, (2, 4, 8, 8))
+        call["pred"], call["x0"] = (call[image].to(dtype) for image, dtype in zip(("pred", "x0"), kinds, strict=True))
+        assert_same(cuda, name, call)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -165,6 +182,8 @@ def test_a_level_outside_the_table_makes_its_sample_nan(cuda: SimpleNamespace) -
     call["level"] = torch.tensor([0, 3, -1])
     x_t = cpu.run(cuda, "q_sample", call)["result 0"]
     assert x_t[0].isfinite().all() and x_t[1:].isnan().all()
+    loss = cpu.run(cuda, "noise_loss", {**example("noise_loss", (3, 4, 8, 8)), "level": call["level"]})["result 0"]
+    assert loss.isfinite().tolist() == [True, False, False]
 
 
 def test_sums_do_not_depend_on_the_batch(cuda: SimpleNamespace) -> None:

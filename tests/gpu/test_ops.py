@@ -35,6 +35,7 @@ from tests.ops.cpu import (
     example,
     run,
     step_call,
+    to_noise,
 )
 from tests.ops.plans import ROWS, plan_of, specialised
 from tests.ops.plans import table as table_of
@@ -75,6 +76,15 @@ def test_every_op(backend: str, shape: tuple[int, ...], dtype: torch.dtype, name
     call = example(name, shape, dtype)
     found, wanted = on_gpu(backend, name, call), on_cpu(name, call)
     assert_alike(name, found, wanted)
+
+
+@pytest.mark.parametrize("name", ["noise_loss", "noise_loss_backward"])
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_noise_loss_without_a_target(backend: str, shape: tuple[int, ...], dtype: torch.dtype, name: str) -> None:
+    """Predictions of the noise itself have kernels of their own."""
+    call = to_noise(example(name, shape, dtype))
+    assert_alike(name, on_gpu(backend, name, call), on_cpu(name, call))
 
 
 @pytest.mark.parametrize("seed", range(16))

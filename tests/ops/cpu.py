@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastdiff.ops import schema
-from fastdiff.ops.philox import STREAMS
+from fastdiff.ops.philox import STREAMS, normal
 from fastdiff.plan import HISTORY_SLOTS, NEUTRAL, Plan
 from tests.backends import needs_extension
 from tests.ops.plans import ROWS, plan_of, table
@@ -26,6 +26,8 @@ OPS = sorted(SCHEMAS)
 WRITTEN = {name: [argument.name for argument in SCHEMAS[name].arguments if argument.is_write] for name in OPS}
 BATCH_DIM = {"key": 1, "history": 1}  # the dimension that counts samples, where it is not the first
 LEVELS = torch.tensor([[0.9, 0.3], [0.5, 0.8], [0.1, 1.2]])  # alpha and sigma
+TARGETS = torch.tensor([[-0.3, 0.9], [1.0, 0.0], [0.0, -1.2]])  # t0 and te
+TARGET = ("x0", "level", "table")  # the arguments of noise_loss without which the target is the noise
 WEIGHTS = torch.tensor([1.0, 2.5, 0.0, -1.0])  # of guidance; 1 leaves the output as it is
 MASK = torch.tensor([0.0, 0.25, 1.0])  # of what is known: not, in part, known
 STREAM = STREAMS["q_sample"]
@@ -92,6 +94,7 @@ def _examples(shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, Call]:
     image, empty = random.normal(*shape, dtype=dtype), torch.full(shape, torch.nan, dtype=dtype)
     drawn = {"key": step["key"], "draw": random.below(2**32, batch), "stream": STREAM}
     noised = {"x0": image, "level": random.below(len(LEVELS), batch), "table": LEVELS, **drawn, "noise": None}
+    target = {"x0": random.normal(*shape, dtype=dtype), "level": noised["level"], "table": TARGETS}
     predicted = ("x", "out", "table", "layout", "row", "uncond", "w", "scale", "w_uncond")
     return {
         "step": {**step, "x": broken},
@@ -99,12 +102,32 @@ def _examples(shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, Call]:
         "normal_": {"z": empty, **drawn},
         "q_sample": {**noised, "return_noise": True},
         "q_sample_out": {**noised, "x_t": empty, "drawn": torch.full(shape, torch.nan)},
-        "noise_loss": {"pred": image, **drawn},
-        "noise_loss_backward": {"grad": random.normal(batch), "pred": image, **drawn},
+        "noise_loss": {"pred": image, **drawn, **target},
+        "noise_loss_backward": {"grad": random.normal(batch), "pred": image, **drawn, **target},
         "guidance_rescale": {**{name: step[name] for name in ("out", "uncond", "w")}, "phi": 0.7},
         "inner_products": {name: step[name] for name in ("out", "uncond")},
         "threshold": {**{name: step[name] for name in predicted}, "quantile": 0.9},
     }
+
+
+def to_noise(call: Call) -> Call:
+    """A call of noise_loss, or of its gradient, whose target is the noise."""
+    return {name: value for name, value in call.items() if name not in TARGET}
+
+
+def loss_to_target(call: Call) -> tuple[Tensor, Tensor]:
+    """What a call of noise_loss should give, by the formula in float64, and by how much its differences may be off.
+
+    A difference is rounded to float32 three times: t0 x0, the target and the difference, each by half an ulp of what is
+    no larger than |pred| + |t0 x0| + |te eps|. The sum of the squares is exact in both numbers.
+    """
+    pred, x0 = call["pred"].double(), call["x0"].double()
+    t0, te = call["table"][call["level"]].double().reshape(-1, 2, *[1] * (pred.ndim - 1)).unbind(1)
+    of_x0, of_eps = t0 * x0, te * normal(pred.shape, call["key"], call["draw"], call["stream"]).double()
+    difference = pred - (of_x0 + of_eps)
+    off = 1.5 * torch.finfo(torch.float32).eps * (pred.abs() + of_x0.abs() + of_eps.abs())
+    squares, off = difference.square(), 2 * difference.abs() * off + off.square()
+    return squares.flatten(1).mean(dim=1), off.flatten(1).mean(dim=1)
 
 
 def run(backend: Any, name: str, call: Call) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ ZEROS, ONES = torch.zeros(SHAPE), torch.ones(2)
 COLUMNS, NONE = len(NEUTRAL), torch.zeros(3, 0)  # of a table
 KINDS = "must be float32, bfloat16 or float16 for the cpu backend; float64 runs on eager"
 SAME = "must have the shape of the other image tensors of the call"
+TOGETHER = "noise_loss needs x0, level and table together, or none of them"
 EACH = "with one number for each of 2 samples"
 
 
@@ -101,6 +102,15 @@ def refused(name: str, **change: Any) -> str:
         ("q_sample_out", {"x_t": torch.zeros(2, 3, 4)}, f"x_t {SAME}"),
         ("q_sample_out", {"drawn": ZEROS.half()}, "drawn must be float32"),
         ("noise_loss", {"pred": ZEROS.double()}, f"pred {KINDS}"),
+        ("noise_loss", {"x0": ZEROS.double()}, f"x0 {KINDS}"),
+        ("noise_loss", {"x0": torch.zeros(2, 3, 4)}, f"x0 {SAME}"),
+        ("noise_loss", {"x0": None}, TOGETHER),
+        ("noise_loss", {"level": None}, TOGETHER),
+        ("noise_loss_backward", {"table": None}, TOGETHER),
+        ("noise_loss", {"level": torch.tensor([0, 3])}, "level 3 is not in the table, which has 3 rows"),
+        ("noise_loss_backward", {"level": torch.tensor([0, -1])}, "level -1 is not in the table, which has 3 rows"),
+        ("noise_loss", {"level": torch.tensor([0])}, f"level must be int64 {EACH}"),
+        ("noise_loss_backward", {"table": torch.zeros(3, 3)}, "table must be float32 [rows, 2] for this call"),
         ("noise_loss_backward", {"grad": ONES.double()}, f"grad must be float32 {EACH}"),
         ("guidance_rescale", {"uncond": torch.zeros(2, 3, 4)}, f"uncond {SAME}"),
         ("guidance_rescale", {"w": torch.zeros(3)}, f"w must be float32 {EACH}"),

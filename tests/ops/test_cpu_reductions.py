@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,18 @@ from fastdiff.ops import native, reference
 from fastdiff.ops.dispatch import Backend
 from fastdiff.ops.philox import normal
 from fastdiff.plan import Plan
-from tests.ops.cpu import FLOATS, STREAM, assert_products_close, assert_same_bits, cpu_backend, example, run
+from tests.ops.cpu import (
+    FLOATS,
+    STREAM,
+    assert_products_close,
+    assert_same_bits,
+    copied,
+    cpu_backend,
+    example,
+    loss_to_target,
+    run,
+    to_noise,
+)
 from tests.ops.plans import table
 
 pytestmark = cpu_backend
@@ -26,7 +39,7 @@ ULP = torch.finfo(torch.float32).eps
 @pytest.mark.parametrize("size", SIZES)
 def test_noise_loss(level: int, size: int, dtype: torch.dtype) -> None:
     """The mean squared error against the noise, summed in float64; its gradient is that of autograd in float64."""
-    call = example("noise_loss", (3, size), dtype)
+    call = to_noise(example("noise_loss", (3, size), dtype))
     pred = call["pred"].double().requires_grad_()
     exact = (pred - normal(pred.shape, call["key"], call["draw"], STREAM).double()).square().mean(dim=1)
     # pred - eps and the result are rounded to float32: 1.5 ulp with the squares; the sums are exact to 1e-13.
@@ -39,6 +52,30 @@ def test_noise_loss(level: int, size: int, dtype: torch.dtype) -> None:
     # Four roundings of half an ulp in float32, then one to dtype, also of numbers that are subnormal there.
     eps, tiny = torch.finfo(dtype).eps, torch.finfo(dtype).smallest_normal
     torch.testing.assert_close(got.double(), wanted, rtol=2 * ULP + eps / 2, atol=tiny * eps)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("size", SIZES)
+def test_noise_loss_to_a_target(level: int, size: int, dtype: torch.dtype) -> None:
+    """The mean squared error against t0 x0 + te eps, for each sample's row; the gradient has the reference's bits."""
+    call = example("noise_loss", (3, size), dtype)
+    exact, off = loss_to_target(call)
+    # Sums in float64, rounded once: half an ulp.
+    assert ((native.ops.noise_loss(**call).double() - exact).abs() <= off + ULP / 2 * exact).all()
+
+    backward = {"grad": torch.tensor([1.0, -0.5, 3.0]), **call}
+    assert_same_bits(
+        run(native.ops, "noise_loss_backward", backward), run(reference, "noise_loss_backward", copied(backward))
+    )
+
+
+@pytest.mark.parametrize("kinds", list(itertools.permutations(FLOATS, 2)), ids=str)
+def test_noise_loss_of_several_kinds(kinds: tuple[torch.dtype, torch.dtype]) -> None:
+    """pred and x0 are widened exactly, each from its own dtype."""
+    call = example("noise_loss", (3, 43), torch.float16)
+    call["pred"], call["x0"] = (call[name].to(dtype) for name, dtype in zip(("pred", "x0"), kinds, strict=True))
+    wide = {**call, "pred": call["pred"].float(), "x0": call["x0"].float()}
+    assert_same_bits(run(native.ops, "noise_loss", call), run(native.ops, "noise_loss", wide))
 
 
 def test_sums_do_not_depend_on_the_instruction_set(level: int) -> None:

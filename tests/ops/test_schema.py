@@ -53,14 +53,14 @@ def arguments() -> dict[str, tuple[Any, ...]]:
     """One call of each op, with every tensor given."""
     x, out, table, layout, row, uncond, w, *_ = step_arguments()
     x0, level = randn(*SHAPE, dtype=torch.bfloat16), torch.tensor([0, 2])
-    noised = (x0, level, LEVELS, KEY, DRAW, STREAM, None)
+    noised, target = (x0, level, LEVELS, KEY, DRAW, STREAM, None), (randn(*SHAPE), level, LEVELS)
     return {
         "step": step_arguments(),
         "normal_": (torch.zeros(SHAPE), KEY, DRAW, STREAM),
         "q_sample": (*noised, True),
         "q_sample_out": (*noised, torch.zeros_like(x0), torch.zeros(SHAPE)),
-        "noise_loss": (x0, KEY, DRAW, STREAM),
-        "noise_loss_backward": (randn(B), x0, KEY, DRAW, STREAM),
+        "noise_loss": (x0, KEY, DRAW, STREAM, *target),
+        "noise_loss_backward": (randn(B), x0, KEY, DRAW, STREAM, *target),
         "guidance_rescale": (out, uncond, w, 0.7),
         "inner_products": (out, uncond),
         "threshold": (x, out, table, layout, row, uncond, w, None, None, 0.9),
@@ -108,11 +108,12 @@ def test_opcheck(kernels: dispatch.Backend, name: str) -> None:
 
 @pytest.mark.parametrize("given", [False, True])
 def test_opcheck_with_gradients(kernels: dispatch.Backend, given: bool) -> None:
-    """The same where a gradient is wanted, with drawn and with given noise."""
+    """The same where a gradient is wanted, with drawn and with given noise, against the noise and against a target."""
     x0, noise = (randn(*SHAPE, seed=k).requires_grad_() for k in range(2))
     drawn = (None, None, STREAM, noise, False) if given else (KEY, DRAW, STREAM, None, True)
     torch.library.opcheck(kernels.q_sample, (x0, torch.tensor([0, 2]), LEVELS, *drawn))
-    torch.library.opcheck(kernels.noise_loss, (x0, KEY, DRAW, STREAM))
+    target = (noise.detach(), torch.tensor([0, 2]), LEVELS) if given else ()
+    torch.library.opcheck(kernels.noise_loss, (x0, KEY, DRAW, STREAM, *target))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -132,16 +133,17 @@ def test_q_sample_gradients(kernels: dispatch.Backend, dtype: torch.dtype, given
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_noise_loss_gradients(kernels: dispatch.Backend, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("target", [(), (randn(*SHAPE, seed=4), torch.tensor([0, 2]), LEVELS)], ids=["noise", "target"])
+def test_noise_loss_gradients(kernels: dispatch.Backend, target: tuple[Tensor, ...], dtype: torch.dtype) -> None:
     """The gradient with respect to pred is that of plain torch to the last bit; both round in the order of step.md."""
 
     def gradient(backend: Any) -> Tensor:
         pred = randn(*SHAPE, dtype=dtype).requires_grad_()
-        errors = backend.noise_loss(pred, KEY, DRAW, STREAM)
+        errors = backend.noise_loss(pred, KEY, DRAW, STREAM, *target)
         return torch.autograd.grad(errors, pred, randn(B))[0]
 
     assert torch.equal(gradient(kernels), gradient(reference))
-    backward = reference.noise_loss_backward(randn(B), randn(*SHAPE, dtype=dtype), KEY, DRAW, STREAM)
+    backward = reference.noise_loss_backward(randn(B), randn(*SHAPE, dtype=dtype), KEY, DRAW, STREAM, *target)
     assert torch.equal(gradient(kernels), backward)
 
 
