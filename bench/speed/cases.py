@@ -14,6 +14,7 @@ from fastdiff.bench.speed.normal import NormalWork
 from fastdiff.bench.speed.q_sample import QSampleWork
 from fastdiff.bench.speed.samplers import SAMPLERS
 from fastdiff.bench.speed.step import StepWork
+from fastdiff.bench.speed.train_step import TrainStepWork
 from fastdiff.bench.speed.work import Work
 
 Shape = tuple[int, ...]
@@ -42,6 +43,7 @@ CASES: dict[str, Case] = {
     **_steps(),
     "q_sample": Case(QSampleWork),
     "noise_loss": Case(NoiseLossWork),
+    "train-step": Case(TrainStepWork),
     "normal": Case(NormalWork),
     "call": Case(partial(StepWork, "ddim", False), shape=(1, 1, 4, 4)),
     "loop": Case(LoopWork, shape=(1, 3, 32, 32)),

@@ -29,6 +29,7 @@ def markdown(results: Results, json: Path, picture: Path | None) -> str:
         targets(results),
         f"![Speed-ups]({picture.name})" if picture else "",
         *tables,
+        _memory(results),
         _backends(results),
         _absent(results),
     ]
@@ -132,6 +133,20 @@ def _backends(results: Results) -> str:
                 rows.append((*entry.key[:3], variant.lstrip("-"), *(duration(time) for time in times), ratio))
     head = ("case", "shape", "dtype", "", *GPU_BACKENDS, " over ".join(GPU_BACKENDS))
     return f"## GPU backends\n\n{_table(head, rows)}" if rows else ""
+
+
+def _memory(results: Results) -> str:
+    """Say what a call allocates, where that was measured: fastdiff's in images of float32, the others' over it."""
+    entries = [entry for entry in results.entries if "fastdiff" in entry.bytes]
+    peers = [peer for peer in PEERS if any(peer in entry.bytes for entry in entries) and peer != "fastdiff"]
+    rows = []
+    for entry in entries:
+        ours = entry.bytes["fastdiff"]
+        others = (f"{entry.bytes[peer] / ours:.3g}" if peer in entry.bytes else "" for peer in peers)
+        rows.append((*entry.key[:3], f"{ours / 1e6:.3g} MB", f"{ours / (4 * entry.elements):.3g}", *others))
+    what = "The most that a call holds at a time of what it allocates, its results included; peers: times fastdiff's."
+    head = ("case", "shape", "dtype", "fastdiff", "float32 images", *peers)
+    return f"## Memory\n\n{what}\n\n{_table(head, rows)}" if rows else ""
 
 
 def _absent(results: Results) -> str:

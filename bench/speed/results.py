@@ -51,6 +51,7 @@ class Entry:
         timings: by peer.
         missing: by peer, why it took no part.
         wrong: by peer, what is wrong with its result; by "every peer", what kept all of them from being timed.
+        bytes: by peer, the most that a call holds of what it allocates, its results included, where that is measured.
     """
 
     case: str
@@ -62,6 +63,7 @@ class Entry:
     timings: dict[str, Timing]
     missing: dict[str, str]
     wrong: dict[str, str]
+    bytes: dict[str, int] = field(default_factory=dict)
 
     @property
     def key(self) -> tuple[str, str, str, int]:

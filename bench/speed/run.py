@@ -15,7 +15,7 @@ import torch
 
 from fastdiff import system
 from fastdiff.bench import machine
-from fastdiff.bench.speed import peers
+from fastdiff.bench.speed import memory, peers
 from fastdiff.bench.speed.cases import CASES, DTYPES, SHAPES, STEP_CASES, Shape
 from fastdiff.bench.speed.equality import check
 from fastdiff.bench.speed.results import Entry, Results, Spread, Timing
@@ -119,6 +119,8 @@ def measure(name: str, shape: Shape, dtype: str, settings: Settings, compiler: p
         entry = replace(entry, traffic=work.traffic)
         with torch.set_grad_enabled(work.gradients):
             jobs = _checked(work, settings.peers, compiler.fresh(), entry)
+            if work.memory:
+                entry.bytes.update({peer: memory.peak(work, job) for peer, job in jobs.items()})
             times = interleaved(work, jobs, settings.rounds, settings.seconds)
         ours = times.get("fastdiff")
         entry.timings.update({peer: _timing(theirs, ours) for peer, theirs in times.items()})

@@ -65,6 +65,11 @@ def _share(of: str, peer: str) -> Callable[[Entry], float | None]:
     return value
 
 
+def _bytes_over(peer: str) -> Callable[[Entry], float | None]:
+    """Return what fastdiff's call allocates over what a peer's does."""
+    return lambda entry: entry.bytes["fastdiff"] / entry.bytes[peer] if {"fastdiff", peer} <= set(entry.bytes) else None
+
+
 def _is(cases: tuple[str, ...], threads: int = 1, elements: int = 0) -> Callable[[Entry], bool]:
     return lambda entry: entry.case in cases and entry.threads == threads and entry.elements >= elements
 
@@ -87,7 +92,7 @@ def _large_plain_ddim(entry: Entry) -> bool:
     return _is(("ddim",))(entry) and entry.dtype == "float32" and inputs >= 64e6
 
 
-LARGE_DDIM = _is(DDIM, elements=260_000)
+LARGE_DDIM, LARGE_TRAINING = _is(DDIM, elements=260_000), _is(("train-step",), elements=260_000)
 ON_CPU = (
     Target("DDIM, eta 0, guidance, 1x4x64x64: against diffusers", _small_cfg, _ratio("diffusers"), 30),
     Target("DDIM, eta 0, 2.6e5 elements or more: against diffusers", LARGE_DDIM, _ratio("diffusers"), 10),
@@ -97,6 +102,10 @@ ON_CPU = (
     Target("steps with noise on 2 threads: against diffusers", _is(NOISY, threads=2), _ratio("diffusers"), 20),
     Target("steps with noise: against torch.compile, fallback_random", _is(NOISY), _ratio("compile-fallback"), 7),
     Target("steps with noise: against torch.compile", _is(NOISY), _ratio("compile"), 60),
+    Target(
+        "noise and loss of training, 2.6e5 elements or more: against torch", LARGE_TRAINING, _ratio("eager"), 8
+    ),
+    Target("the same: memory over that of torch", LARGE_TRAINING, _bytes_over("eager"), 0.5, at_most=True),
     Target("normals: against torch.randn", _is(("normal",)), _ratio("eager"), 7),
     Target("a normal", _is(("normal",)), _ns_per_element("fastdiff"), 0.45, at_most=True, unit=" ns"),
     Target("a normal with AVX2", _is(("normal",)), _ns_per_element("avx2"), 0.95, at_most=True, unit=" ns"),

@@ -68,12 +68,14 @@ class Work(ABC):
         traffic: bytes that cross the memory bus at least, if every input is read once and every output written once.
         device: where its tensors are.
         gradients: whether autograd has to be on.
+        memory: whether what a call allocates is counted too.
     """
 
     elements: int
     traffic: int
     device: torch.device = CPU
     gradients = False
+    memory = False
 
     @abstractmethod
     def jobs(self) -> Mapping[str, Callable[[], Job]]:
