@@ -8,7 +8,7 @@ PACKAGE := pyproject.toml setup.py constraints.txt $(filter-out csrc/tests/%,$(w
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-asan test-tsan test-aarch64 lint types check checkpoint rngtest quality few-steps bench gpu code wheel clean
+.PHONY: help demo test test-asan test-tsan test-aarch64 lint types check checkpoint rngtest quality few-steps objectives bench gpu code wheel clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1	/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
@@ -72,6 +72,9 @@ quality: .venv/.dev  ## measure sample quality
 
 few-steps: .venv/.dev  ## measure how few evaluations each sampler needs
 	$(BIN)/python -m fastdiff.bench.few_steps
+
+objectives: .venv/.dev  ## train and compare objectives, score networks, latents and guidance
+	$(BIN)/python -m fastdiff.bench.objectives
 
 bench: .venv/.dev  ## measure speed on one and on two threads
 	$(BIN)/fastdiff bench --rounds 15

@@ -28,7 +28,7 @@ def small_classifier() -> fd.guidance.Classifier:
 def main(out: str, run: str | None) -> None:
     classifier = small_classifier() if run is None else fd.guidance.load_classifier(run)
     digits = fd.load("digits")
-    plan, labels = digits.plan("ddim", steps=20), torch.arange(10)
+    plan, labels = digits.plan("ddim", steps=10), torch.arange(10)
     lines = []
     for omega in OMEGAS:
         guided = classifier.guide(digits, omega, unconditional=True)

@@ -13,7 +13,7 @@ import torch
 import typer
 
 from fastdiff import checkpoint as checkpoints
-from fastdiff import pictures, samplers, system
+from fastdiff import files, pictures, samplers, system
 from fastdiff.checkpoint import Checkpoint
 from fastdiff.errors import FastdiffError, InputError, MissingDependencyError, lookup
 from fastdiff.guidance import Model, load_classifier
@@ -75,7 +75,13 @@ def sample(
         str | None,
         typer.Option(help=f"{', '.join(samplers.SAMPLERS)}; {SAMPLER}, or ddpm for a learned variance, if not given."),
     ] = None,
-    steps: Annotated[int, typer.Option(help="Steps; one network evaluation each, two for heun and its like.")] = STEPS,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            help="Steps; one network evaluation each, two for heun and its like. "
+            f"{STEPS} if not given, or all levels where there are fewer."
+        ),
+    ] = None,
     eta: Annotated[str | None, typer.Option(help="Noise, for samplers that have an eta; DDIM's is 0..1.")] = None,
     spacing: Annotated[
         str | None, typer.Option(help=f"Which levels to visit: {', '.join(SPACINGS)}; the sampler's own if not given.")
@@ -108,7 +114,7 @@ def sample(
     options = {name: value for name, value in named.items() if value is not None} | _options(option or [])
     sampler = sampler or ("ddpm" if loaded.learns_variance else SAMPLER)
     try:
-        plan = loaded.plan(sampler, steps=steps, **options)
+        plan = loaded.plan(sampler, steps=min(STEPS, len(loaded.schedule)) if steps is None else steps, **options)
     except InputError:
         raise
     except (TypeError, ValueError) as error:
@@ -161,9 +167,7 @@ def train(
     ] = RUN.latents,
     latent_channels: Annotated[int, typer.Option(help="Channels of an autoencoder's latents.")] = RUN.latent_channels,
     kl_weight: Annotated[float, typer.Option(help="Weight of KL in vae.")] = RUN.kl_weight,
-    corruption: Annotated[
-        float, typer.Option(help="Noise that a denoising_autoencoder takes away.")
-    ] = RUN.corruption,
+    corruption: Annotated[float, typer.Option(help="Noise that a denoising_autoencoder takes away.")] = RUN.corruption,
     probes: Annotated[str, typer.Option(help=f"Directions of sliced: {', '.join(PROBES)}.")] = RUN.probes,
     times: Annotated[str, typer.Option(help=f"How t is drawn: {', '.join(TIMES)}.")] = RUN.times,
     schedule: Annotated[str, typer.Option(help="Noise schedule.")] = RUN.schedule,
@@ -240,6 +244,50 @@ def train(
         tracker=tracker,
     )
     typer.echo(f"trained  {run_training(config, out, resume=resume)}")
+
+
+@app.command("eval", epilog="Example: fastdiff eval runs/digits --bpd --count 32")
+def evaluate(
+    checkpoint: Annotated[
+        str, typer.Argument(help="Checkpoint folder, run folder, or the name of a shipped one.")
+    ] = "digits",
+    bpd: Annotated[bool, typer.Option("--bpd", help="Likelihood, in bits/dim; for points in nats/dim.")] = False,
+    method: Annotated[str, typer.Option(help="vlb: term by term; ode: of the probability-flow ODE.")] = "vlb",
+    data: Annotated[str | None, typer.Option(help="As for `train`; what it was trained on if not given.")] = None,
+    split: Annotated[str, typer.Option(help="held-out or train.")] = "held-out",
+    count: Annotated[int | None, typer.Option(help="How many samples; all if not given.")] = None,
+    variance: Annotated[str | None, typer.Option(help=f"Of vlb's steps: {', '.join(VARIANCES)}.")] = None,
+    sampler: Annotated[str | None, typer.Option(help="For ode: whose first level is the noisy end, as ddim.")] = None,
+    trace: Annotated[str | None, typer.Option(help="For ode: hutchinson or exact.")] = None,
+    probes: Annotated[int | None, typer.Option(help="For ode: how many probes of the trace; 1 if not given.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...; auto is a GPU if there is one.")] = "auto",
+    batch: Annotated[int, typer.Option(help="Samples in one network evaluation.")] = 256,
+    out: Annotated[Path | None, typer.Option(help="JSON to write.")] = None,
+) -> None:
+    """Measure how well a checkpoint predicts data."""
+    from fastdiff.likelihood import evaluate as evaluation
+
+    if not bpd:
+        raise InputError("nothing to measure: ask for the likelihood with --bpd")
+    loaded = checkpoints.load(checkpoint, _device(device))
+    report = evaluation.likelihood(
+        *(loaded, data),
+        split=split,
+        count=count,
+        method=method,
+        seed=seed,
+        batch=batch,
+        variance=variance,
+        sampler=sampler,
+        trace=trace,
+        probes=probes,
+    )
+    report = {"checkpoint": checkpoint, **report}
+    typer.echo("\n".join(evaluation.lines(report)))
+    if out is not None:
+        files.write_text(out, json.dumps(report, indent=1) + "\n")
+        typer.echo(f"wrote    {out}")
 
 
 @app.command(epilog="Example: fastdiff export runs/digits my-checkpoint")

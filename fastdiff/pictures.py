@@ -1,8 +1,10 @@
-"""Samples as a PNG: a grid of images, or a scatter plot of points."""
+"""Samples as a PNG: a grid of images, or a scatter plot of points; score fields."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
@@ -10,6 +12,12 @@ from torch import Tensor
 
 from fastdiff.errors import InputError, MissingDependencyError
 from fastdiff.files import check_folder, replacing
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from fastdiff.score_field import ScoreField
 
 SMALLEST_TILE = 32  # pixels: smaller images are enlarged to at least this
 
@@ -72,13 +80,49 @@ def grid(x: Tensor, columns: int) -> Image.Image:
     return Image.fromarray(pixels)
 
 
+def save_score_fields(fields: Sequence[ScoreField], data: Tensor, samples: Tensor, path: str | Path) -> None:
+    """Write data, score fields and samples side by side as a PNG, whole or not at all.
+
+    Args:
+        fields: the score at some levels, drawn as arrows over the data noised to them; lengths are to one scale within
+            a level.
+        data, samples: points [N, 2].
+        path: the file.
+
+    Raises:
+        InputError: the path is no PNG.
+        MissingDependencyError: matplotlib is missing.
+    """
+    with replacing(checked(path)) as temporary:
+        figure = _figure(len(fields) + 2)
+        first, *middle, last = figure.axes
+        _points(first, data, "data")
+        _points(last, samples, "samples")
+        for axes, field in zip(middle, fields, strict=True):
+            _points(axes, field.noised, f"score at sigma = {field.sigma:.3g}", color="lightgray")
+            axes.quiver(*field.points.cpu().numpy().T, *field.score.cpu().numpy().T)
+        figure.savefig(temporary, dpi=120, format="png")
+
+
 def _scatter(x: Tensor, file: Path) -> None:
+    figure = _figure(1)
+    _points(figure.axes[0], x)
+    figure.savefig(file, dpi=120, format="png")
+
+
+def _points(axes: Axes, x: Tensor, title: str = "", color: str | None = None) -> None:
+    horizontal, vertical = x.cpu().numpy().T
+    axes.scatter(horizontal, vertical, s=2, color=color)
+    axes.set_title(title)
+
+
+def _figure(plots: int) -> Figure:
+    """Return a figure of plots side by side, each 4 inches square."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
         raise MissingDependencyError("plots of points need matplotlib: pip install matplotlib") from None
-    figure = Figure(figsize=(4, 4))
-    axes = figure.add_subplot(aspect="equal")
-    horizontal, vertical = x.cpu().numpy().T
-    axes.scatter(horizontal, vertical, s=2)
-    figure.savefig(file, dpi=120, format="png")
+    figure = Figure(figsize=(4 * plots, 4), layout="constrained")
+    for place in range(plots):
+        figure.add_subplot(1, plots, place + 1, aspect="equal")
+    return figure

@@ -21,7 +21,17 @@ from fastdiff import checkpoint as checkpoints
 from fastdiff import cli, pictures, schedules
 from fastdiff.checkpoint import Checkpoint
 from fastdiff.guidance import Classifier
-from fastdiff.models import MLP, MLPConfig, UNet, UNetClassifier, UNetConfig
+from fastdiff.latents import Autoencoder
+from fastdiff.models import (
+    MLP,
+    ConvAutoencoder,
+    ConvAutoencoderConfig,
+    MLPConfig,
+    OverSigma,
+    UNet,
+    UNetClassifier,
+    UNetConfig,
+)
 
 SCRIPT = Path(sys.executable).with_name("fastdiff")
 T = 8
@@ -134,6 +144,25 @@ def test_sample_draws_a_row_for_each_class(run: Run, saved: Path, tmp_path: Path
     assert lines["backend"] in {f"{name} on cpu" for name in fd.info().backends}
 
 
+def test_sample_of_latents_is_decoded(run: Run, tmp_path: Path) -> None:
+    """The picture holds what the checkpoint's autoencoder makes of the samples; an exported copy draws the same one."""
+    autoencoder = Autoencoder(
+        ConvAutoencoder(ConvAutoencoderConfig(1, width=8, latent_channels=2)).eval(), (1, 8, 8), ""
+    )
+    unet = perturb(UNet(UNetConfig(channels=2, width=8, blocks=1)))
+    loaded = Checkpoint(unet, schedules.cosine(T), "v", (2, 4, 4), (), None, "digits", autoencoder)
+    checkpoints.save(tmp_path / "latent", loaded)
+    assert run("export", "latent", "copy").err == ""
+    for name in ("latent", "copy"):
+        ended = run(
+            "sample", "--checkpoint", name, "--out", f"{name}.png", "--steps", 3, "--sampler", "ddim", "--count", 4
+        )
+        assert (ended.status, ended.err) == (0, "")
+    x = fd.sample(loaded.model, loaded.plan("ddim", steps=3), (4, 2, 4, 4))
+    assert (pixels(tmp_path / "latent.png") == np.asarray(pictures.grid(autoencoder.decode(x), 2))).all()
+    assert (pixels(tmp_path / "copy.png") == pixels(tmp_path / "latent.png")).all()
+
+
 @pytest.mark.parametrize("classes", [("a", "b", "c"), ()], ids=["with classes", "without"])
 def test_sample_guided_by_a_classifier(run: Run, classes: tuple[str, ...], tmp_path: Path) -> None:
     """A row for each class also of a network that knows none; other guidance has to be asked for."""
@@ -168,6 +197,21 @@ def test_sample_of_points(run: Run, saved: Path, tmp_path: Path) -> None:
     ended = run("sample", "--checkpoint", saved / "points", "--count", 20, "--steps", 2, "--out", "points.png")
     assert (ended.status, ended.err) == (0, "")
     assert pixels(tmp_path / "points.png").shape[:2] == (480, 480)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "evaluations"), [((), 5), (("--sampler", "annealed_langevin", "--option", "per_level=2"), 11)]
+)
+def test_sample_of_a_score_network_of_few_levels(
+    run: Run, tmp_path: Path, sampler: tuple[str, ...], evaluations: int
+) -> None:
+    """NCSN has fewer levels than the steps that are usual: without --steps all of them are visited."""
+    schedule = schedules.geometric(5).with_unit_input()
+    network = OverSigma(perturb(MLP(MLPConfig(width=8, layers=1))), schedule)
+    checkpoints.save(tmp_path / "ncsn", Checkpoint(network, schedule, "score", (2,), (), None, "points"))
+    ended = run("sample", "--checkpoint", "ncsn", "--count", 5, *sampler)
+    assert (ended.status, ended.err) == (0, "")
+    assert f", {evaluations} evaluations" in ended.out
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -455,7 +499,7 @@ def test_place_to_write_is_checked_before_sampling(
         (("--prediction", "esp"), "unknown prediction 'esp': did you mean 'eps'"),
         (("--precision", "bf61"), "unknown precision 'bf61': did you mean 'bf16'"),
         (("--tracker", "tensorbord"), "unknown tracker 'tensorbord': did you mean 'tensorboard'"),
-        (("--size", 16, "--data", "digits"), "leave size and channels out"),
+        (("--size", 16, "--data", "moons"), "leave size out"),
         (("--batch", 0), "batch must be > 0"),
         (("--steps", 0), "steps must be > 0"),
         (("--levels", 0), "must be > 0"),

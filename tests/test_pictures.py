@@ -15,6 +15,7 @@ from PIL import Image
 
 from fastdiff import pictures
 from fastdiff.errors import InputError, MissingDependencyError
+from fastdiff.score_field import ScoreField
 
 
 def pixels(image: Image.Image) -> npt.NDArray[np.uint8]:
@@ -135,3 +136,44 @@ def test_points_without_matplotlib_say_what_to_install(tmp_path: Path, monkeypat
     with pytest.raises(MissingDependencyError, match="pip install matplotlib"):
         pictures.save(torch.zeros(4, 2), tmp_path / "x.png", columns=1)
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"older"]
+
+
+# --- score fields
+
+
+def field(score: torch.Tensor) -> ScoreField:
+    """Arrows on a lattice over the square [-1, 1]^2, with no data but its corners."""
+    line = torch.linspace(-1, 1, 9)
+    corners = torch.tensor([[-1.0, -1.0], [1.0, 1.0]])
+    return ScoreField(0.3, corners, torch.cartesian_prod(line, line), score)
+
+
+def test_score_fields_stand_between_data_and_samples(tmp_path: Path) -> None:
+    """Five squares side by side; points are coloured in the first and last, arrows black on grey in between."""
+    cluster = torch.randn(200, 2, generator=torch.Generator().manual_seed(0))
+    fields = [field(torch.ones(81, 2)) for _ in range(3)]
+    pictures.save_score_fields(fields, cluster, cluster + 1, tmp_path / "field.png")
+    with Image.open(tmp_path / "field.png") as image:
+        assert (image.format, image.size) == ("PNG", (5 * 480, 480))
+        colored = pixels(image.convert("HSV"))[..., 1] > 60
+    ink = [int(part.sum()) for part in np.array_split(colored, 5, axis=1)]
+    assert min(ink[0], ink[4]) > 500
+    assert ink[1] == ink[2] == ink[3] == 0
+
+
+def test_arrows_are_as_long_as_the_score(tmp_path: Path) -> None:
+    """Of a score that is small but in the lower left, the ink is there: arrows, and elsewhere dots."""
+    points = field(torch.zeros(81, 2)).points
+    score = torch.where((points < -0.2).all(dim=1, keepdim=True), 1.0, 1e-6).expand(81, 2)
+    pictures.save_score_fields([field(score)], points, points, tmp_path / "field.png")
+    with Image.open(tmp_path / "field.png") as image:
+        dark = pixels(image.convert("L"))[50:420, 540:910] < 100  # within the middle plot's frame
+    upper, lower = (np.array_split(half, 2, axis=1) for half in np.array_split(dark, 2))
+    assert lower[0].sum() > 1.5 * max(part.sum() for part in (*upper, lower[1]))
+
+
+def test_score_field_is_no_png_or_nothing(tmp_path: Path) -> None:
+    """As other pictures."""
+    with pytest.raises(InputError, match=r"\.png"):
+        pictures.save_score_fields([], torch.zeros(4, 2), torch.zeros(4, 2), tmp_path / "field.jpg")
+    assert not list(tmp_path.iterdir())

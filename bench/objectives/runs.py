@@ -15,26 +15,43 @@ from fastdiff.train import TrainConfig
 from fastdiff.train.trainer import train
 
 BASE = TrainConfig(data="digits", width=32, steps=2000, save_every=250, sample_every=2000)
+AUTOENCODER = TrainConfig(
+    data="digits",
+    size=32,
+    objective="vae",
+    width=16,
+    multipliers=(1, 2, 4),
+    attention=(False, False, False),
+    latent_channels=2,
+    kl_weight=1e-3,
+    steps=600,
+    batch=32,
+    lr=2e-3,
+    warmup=100,
+    ema=0.99,
+    sample_every=600,
+)
 SEEDS = (0, 1)  # of initialisation, batches, times and noise
 # What a pixel network of 32 x 32 can do in the time that the latent one takes, its autoencoder included.
-STEPS_OF_EQUAL_TIME = 500
+STEPS_OF_EQUAL_TIME = 300
 
 
 def runs(folder: Path) -> Mapping[str, TrainConfig]:
     """Return the settings of each run, by name; seed 0. Latents are those of the run "vae" in `folder`."""
     eps, v = replace(BASE, prediction="eps"), replace(BASE, prediction="v")
-    images = replace(v, size=32, multipliers=(1, 2, 2), attention=(False, False, True))
+    large = replace(v, size=32, multipliers=(1, 2, 2), attention=(False, False, True))
     return {
         "simple": eps,
         "hybrid": replace(eps, objective="l_hybrid"),
-        "vlb": replace(eps, objective="l_vlb", variance="learned_range", times="importance"),
+        "vlb": replace(eps, objective="l_vlb", times="importance"),
         "min-snr": replace(v, objective="l_gamma", weighting="min_snr"),
         "flow": replace(BASE, schedule="flow", prediction="flow"),
-        "ncsn": replace(BASE, schedule="geometric", prediction="score", T=10, sigma_min=0.05, sigma_max=10.0),
+        # Ends and number of sigmas by Song & Ermon 2020, techniques 1 and 2.
+        "ncsn": replace(BASE, schedule="geometric", prediction="score", T=32, sigma_min=0.01, sigma_max=10.0),
         "classifier": replace(BASE, objective="classifier"),
-        "vae": replace(images, objective="vae"),
+        "vae": AUTOENCODER,
         "latent": replace(v, size=32, latents=str(place(folder, "vae", 0))),
-        "pixel": replace(images, steps=STEPS_OF_EQUAL_TIME),
+        "pixel": replace(large, steps=STEPS_OF_EQUAL_TIME, warmup=100),
     }
 
 

@@ -102,9 +102,7 @@ ON_CPU = (
     Target("steps with noise on 2 threads: against diffusers", _is(NOISY, threads=2), _ratio("diffusers"), 20),
     Target("steps with noise: against torch.compile, fallback_random", _is(NOISY), _ratio("compile-fallback"), 7),
     Target("steps with noise: against torch.compile", _is(NOISY), _ratio("compile"), 60),
-    Target(
-        "noise and loss of training, 2.6e5 elements or more: against torch", LARGE_TRAINING, _ratio("eager"), 8
-    ),
+    Target("noise and loss of training, 2.6e5 elements or more: against torch", LARGE_TRAINING, _ratio("eager"), 8),
     Target("the same: memory over that of torch", LARGE_TRAINING, _bytes_over("eager"), 0.5, at_most=True),
     Target("normals: against torch.randn", _is(("normal",)), _ratio("eager"), 7),
     Target("a normal", _is(("normal",)), _ns_per_element("fastdiff"), 0.45, at_most=True, unit=" ns"),

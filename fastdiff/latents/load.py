@@ -47,10 +47,13 @@ def from_diffusers(
         raise CheckpointError(f"{path / 'config.json'} cannot be read: {error}") from None
     if not isinstance(config, dict) or config.get("_class_name") != "AutoencoderKL":
         raise CheckpointError(f"{path / 'config.json'} does not describe an AutoencoderKL: give the folder of one")
+    if not any(path.glob("*.safetensors")):
+        raise CheckpointError(f"{path} holds no safetensors file: save the AutoencoderKL as one")
     try:
         network = autoencoder_kl().from_pretrained(path, use_safetensors=True, local_files_only=True)
     except (OSError, ValueError, TypeError, RuntimeError) as error:
-        raise CheckpointError(f"{path} holds no AutoencoderKL as safetensors: {' '.join(str(error).split())}") from None
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{path} does not hold the weights that its config.json describes: {reason}") from None
     arguments = {name: value for name, value in network.config.items() if not name.startswith("_")}
     model = DiffusersAutoencoder(DiffusersAutoencoderConfig(arguments))
     model.network.load_state_dict(network.state_dict())

@@ -105,6 +105,8 @@ class Terms:
         if self._share is None and not doubled:
             raise InputError(f"variance={LEARNED!r} needs a network that learns its variance: use 'small' or 'large'")
         mean, v = out.chunk(2, dim=1) if doubled else (out, out)
+        if mean.shape != x0.shape:
+            raise InputError(f"the model returned shape {tuple(out.shape)}, and samples have {tuple(x0.shape)}")
         return mean, (v + 1) / 2 if self._share is None else self._share
 
     def _reconstruction(self, x0: Tensor, error: Tensor, r: Tensor) -> Tensor:

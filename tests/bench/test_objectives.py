@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from threadpoolctl import threadpool_limits
 
 from fastdiff import checkpoint as checkpoints
+from fastdiff.bench import quality
 from fastdiff.bench.objectives import __main__ as command
 from fastdiff.bench.objectives import cells, measure, report, runs
-from fastdiff.bench.quality import Split
 from fastdiff.errors import InputError
 from fastdiff.train.trainer import Trainer
 
@@ -22,12 +24,12 @@ IMAGES = 60  # of each split, all classes among them
 
 
 @pytest.fixture
-def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+def tiny(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Runs of two steps of the smallest networks, few images, and no pictures."""
     images = measure._images
 
-    def few(split: str, size: int) -> Split:
-        return Split(*(part[:IMAGES] for part in images(split, size)))
+    def few(split: str, size: int) -> quality.Split:
+        return quality.Split(*(part[:IMAGES] for part in images(split, size)))
 
     monkeypatch.setattr(runs, "BASE", replace(runs.BASE, width=4, steps=2, batch=4, T=8, warmup=0, save_every=1))
     monkeypatch.setattr(runs, "STEPS_OF_EQUAL_TIME", 1)
@@ -36,10 +38,12 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(getattr(cells, name), "steps", 2)
     monkeypatch.setattr(measure, "_images", few)
     monkeypatch.setattr(measure, "EPOCHS", 1)
+    monkeypatch.setattr(quality, "COPIER_REPEATS", 1)
     monkeypatch.setattr(measure, "TIMED_STEPS", (1, 2))
     monkeypatch.setattr(Trainer, "_draw_samples", lambda self: None)
     measure.digits.cache_clear()
-    yield
+    with threadpool_limits(1):  # more threads do not pay for so few images
+        yield
     measure.digits.cache_clear()
 
 

@@ -99,10 +99,10 @@ def test_what_is_not_one_is_refused(tmp_path: Path) -> None:
     weights = tmp_path / "vae" / "diffusion_pytorch_model.safetensors"
     content = weights.read_bytes()
     weights.write_bytes(content[:-1])
-    refused("holds no AutoencoderKL as safetensors")
+    refused("does not hold the weights that its config.json describes")
     weights.unlink()
     torch.save(network.state_dict(), weights.with_suffix(".bin"))
-    refused("holds no AutoencoderKL as safetensors")
+    refused("holds no safetensors file")
     config = tmp_path / "vae" / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "_class_name": "UNet2DModel"}))
     refused("does not describe an AutoencoderKL")

@@ -161,7 +161,7 @@ def test_resumed_run_ends_in_the_same_bits(objective: str, trained: Path, tmp_pa
 def test_vae_learns_digits(tmp_path: Path) -> None:
     """150 steps: what it reconstructs of held-out digits is nearer than their mean, and its latents are standard.
 
-    The variance of the pixels is 0.28; this seed measured an error of MEASURED.
+    The variance of the pixels is 0.296; this seed measured an error of 0.064.
     """
     train(dataclasses.replace(VAE, steps=150, save_every=150, width=8, lr=5e-3, ema=0.9, batch=32), tmp_path)
     one = fd.latents.load(tmp_path)
@@ -169,7 +169,6 @@ def test_vae_learns_digits(tmp_path: Path) -> None:
     x = torch.stack([held_out[i][0] for i in range(360)])
     z = one.encode(x)
     error = float((one.decode(z) - x).square().mean())
-    print("MEASURED", error, float((x - x.mean(dim=0)).square().mean()), z.mean(), z.var())
     assert error < 0.5 * float((x - x.mean(dim=0)).square().mean())
     # Scale and shift are those of the training data; other digits are like them to a few percent.
     assert abs(float(z.mean())) < 0.1

@@ -67,6 +67,22 @@ def test_digits() -> None:
     assert torch.equal(x, items(load("digits"))[0])
 
 
+@pytest.mark.parametrize("size", [8, 13, 32])
+def test_digits_of_another_size(size: int) -> None:
+    """They are resized as images on disk are, to 256 levels in [-1, 1]; splits and labels stay as they are."""
+    small, large = load("digits"), load("digits", size=size)
+    assert (large.shape, large.levels, large.classes) == ((1, size, size), 256, small.classes)
+    (x, labels), (resized, same) = items(small), items(large)
+    assert torch.equal(labels, same)
+    levels = (resized.double() + 1) * 127.5
+    assert torch.allclose(levels, levels.round(), atol=1e-4)  # float32 has 256 levels to 2^-24 * 255
+    assert resized.min() == -1
+    assert resized.max() == 1
+    # Lanczos keeps what a pixel of the small image covers, but for its overshoot, which is cut: 0.25 is 32 levels.
+    back = torch.nn.functional.interpolate(resized, size=(8, 8), mode="area")
+    assert (back - x).abs().mean() < (0.004 if size == 8 else 0.25)
+
+
 @pytest.mark.parametrize("name", TOYS)
 def test_points_have_one_fixed_scale(name: str) -> None:
     """Both splits of a toy have zero mean, unit variance and bounded range, differ from each other, and repeat."""

@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torch import Tensor
 
 from fastdiff import noise, schedules
@@ -288,6 +289,18 @@ def test_stopped_and_resumed_run_ends_in_the_same_bits(
         assert (resumed / file).read_bytes() == (whole / file).read_bytes()
 
 
+@pytest.mark.parametrize(("schedule", "T"), [("geometric", 5), ("cosine", 20), ("geometric", 1 + 1)])
+def test_picture_of_a_run_shows_the_score(
+    schedule: str, T: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of points: data, the score at three levels, or all if there are fewer, and samples, each 480 pixels square."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    ends = {"sigma_max": 3.0} if schedule == "geometric" else {"sigma_max": None}
+    train(dataclasses.replace(RUN, schedule=schedule, T=T, steps=1, **ends), tmp_path)
+    with Image.open(tmp_path / "samples" / "step-00000001.png") as image:
+        assert (image.format, image.size) == ("PNG", (480 * (2 + min(T, 3)), 480))
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -301,8 +314,6 @@ def test_what_does_not_fit_is_refused_before_a_run_begins(
     settings: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One line that says what to do, and nothing is written."""
-    from PIL import Image
-
     monkeypatch.chdir(tmp_path)
     for number in range(20):
         Image.fromarray(np.full((9, 9), number, np.uint8)).save(tmp_path / f"{number}.png")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fastdiff import noise as noises
-from fastdiff.latents.autoencoder import STREAM as LATENT_STREAM
-from fastdiff.models.posterior import Noise, kl_to_standard_normal
+from fastdiff.latents.autoencoder import STREAM as LATENT
+from fastdiff.models.posterior import kl_to_standard_normal
 from fastdiff.train.batch import STREAM, Batch
 from fastdiff.train.objectives.loss import Loss
 
@@ -27,7 +28,7 @@ def denoising_autoencoder(corruption: float) -> Loss:
 
     def loss(model: Any, batch: Batch) -> Tensor:
         x = batch.x0
-        given = x + corruption * _noise_of(batch, STREAM)(x.shape) if corruption else x
+        given = x + corruption * _noise(batch, x.shape, STREAM) if corruption else x
         decoded, _ = model(given)
         return _squared_error(decoded, x) / x[0].numel()
 
@@ -46,7 +47,7 @@ def vae(kl_weight: float) -> Loss:
 
     def loss(model: Any, batch: Batch) -> Tensor:
         x = batch.x0
-        decoded, posterior = model(x, _noise_of(batch, LATENT_STREAM))
+        decoded, posterior = model(x, lambda shape: _noise(batch, shape, LATENT))
         of_sample = _squared_error(decoded, x) / 2 + kl_weight * kl_to_standard_normal(*posterior)
         return of_sample / x[0].numel()
 
@@ -57,5 +58,5 @@ def _squared_error(a: Tensor, b: Tensor) -> Tensor:
     return (a - b).square().flatten(1).sum(dim=1)
 
 
-def _noise_of(batch: Batch, stream: str) -> Noise:
-    return lambda shape: noises.normal(shape, batch.seed, batch.index, batch.step, stream, batch.x0.device)
+def _noise(batch: Batch, shape: torch.Size, stream: str) -> Tensor:
+    return noises.normal(shape, batch.seed, batch.index, batch.step, stream, batch.x0.device)

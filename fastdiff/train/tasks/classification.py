@@ -24,7 +24,7 @@ from fastdiff.train.libraries import require
 from fastdiff.train.objectives import OBJECTIVES
 from fastdiff.train.tasks.diffusion import network_of, schedule_of
 
-SAMPLES, LEVELS = 500, 21  # at most, of each split, in a picture
+SAMPLES, LEVELS = 500, 11  # at most, of each split, in a picture
 
 
 class Classification:

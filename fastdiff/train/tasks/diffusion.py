@@ -19,6 +19,7 @@ from fastdiff.models import Model
 from fastdiff.sample import sample
 from fastdiff.samplers.ddpm import LEARNED
 from fastdiff.schedules import Schedule
+from fastdiff.score_field import score_field
 from fastdiff.train.batch import Batch
 from fastdiff.train.config import TrainConfig
 from fastdiff.train.data import Data
@@ -65,21 +66,33 @@ class Diffusion:
             )
 
     def draw(self, model: Model, file: Path) -> None:
-        """See `Task`: samples, a line for each class."""
+        """See `Task`: samples, a line for each class; for scores of points of the plane, their field too."""
         checkpoint = self.saved(model)
         classes = max(1, len(checkpoint.classes))
         each = SAMPLES_PER_CLASS if len(checkpoint.shape) == 3 else 1000 // classes
         place = next(model.parameters()).device
         labels = torch.arange(classes, device=place).repeat_interleave(each)
+        levels = len(self.schedule)
+        field = self.config.prediction == "score" and checkpoint.shape == (2,)
+        if field and self.schedule.variance_exploding:
+            plan = checkpoint.plan("annealed_langevin", steps=min(10, levels), per_level=30)
+        else:
+            plan = checkpoint.plan("ddim", steps=min(50, levels))
         x = sample(
             checkpoint.model,
-            checkpoint.plan("ddim", steps=min(50, len(self.schedule))),
+            plan,
             (len(labels), *checkpoint.shape),
             seed=self.config.seed,
             cond={"y": labels} if checkpoint.classes else None,
             decode=checkpoint.decode,
         )
-        pictures.save(x, file, columns=each)
+        if not field:
+            pictures.save(x, file, columns=each)
+            return
+        data = torch.stack([self.data.dataset[i][0] for i in range(len(x))]).to(place)
+        drawn = sorted({levels - 1, levels // 2, 0}, reverse=True)
+        fields = [score_field(model, data, level, self.schedule, "score") for level in drawn]
+        pictures.save_score_fields(fields, data, x, file)
 
 
 def latents_of(config: TrainConfig, shape: tuple[int, ...]) -> Autoencoder | None:
