@@ -1,6 +1,6 @@
 """Scores of noised points, learned as NCSN does, and samples: python examples/score_field.py --out score_field.png
 
-The default is short; --steps 4000 resolves the spiral.
+The default is short: more --steps resolve the cleaner levels.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The command line: `fastdiff train`, `sample`, `export`, `bench`, `info`. A mistake costs one line, no traceback."""
+"""The command line: `fastdiff train`, `sample`, `eval`, `export`, `bench`, `info`. A mistake costs one line."""
 
 from __future__ import annotations
 

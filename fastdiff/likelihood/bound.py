@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from fastdiff import noise as noises
 from fastdiff.errors import whole
 from fastdiff.forward import q_sample
 from fastdiff.guidance.branches import Model, conditions, part
@@ -110,7 +111,7 @@ def bound(
     terms = Terms(schedule, prediction, variance, levels, clip)
     condition = conditions(model, cond or {}, None, 1, len(data))
     T = len(schedule)
-    samples = torch.arange(len(data), device=data.device) if index is None else torch.as_tensor(index).to(data.device)
+    _, samples = noises.key(seed, index, len(data), data.device)
     found = torch.empty(len(data) * T, dtype=torch.float64)
     pairs = range(0, len(found), whole("batch", batch, 1))
     for first in tqdm(pairs, desc="bound", unit="batch", disable=None if progress else True):

@@ -38,7 +38,7 @@ def likelihood(
         checkpoint: the network, where it should compute.
         spec: the data; None is what the checkpoint was trained on.
         split: "held-out" or "train".
-        count: how many samples, from the first; None is all.
+        count: how many samples, from the first, 2 or more; None is all.
         method: "vlb" (`likelihood.bound`) or "ode" (`likelihood.log_likelihood`).
         seed, batch, progress: as these take them.
         options: of the method, None being its own: "variance" for "vlb"; "sampler" (whose first level is the noisy
@@ -61,7 +61,7 @@ def likelihood(
         raise InputError("the likelihood of latents says nothing of that of the data: evaluate a network of the data")
     plan = checkpoint.plan(given.pop("sampler")) if "sampler" in given else None
     data = _data(checkpoint, spec or checkpoint.data, split)
-    number = len(data) if count is None else min(whole("count", count, 1), len(data))
+    number = len(data) if count is None else min(whole("count", count, 2), len(data))
     x0, label = next(iter(DataLoader(Subset(data.dataset, range(number)), batch_size=number)))
     place = next(checkpoint.model.parameters()).device
     cond = {"y": label.to(place)} if checkpoint.classes else {}

@@ -52,8 +52,8 @@ def log_likelihood(
     that of data with the cleanest level's noise. A schedule that ends in pure noise, which u does not reach, is left
     one level before. SciPy's DOP853 solves it in float64; the network computes in the dtype of its parameters.
 
-    The tolerance is on the root mean square of the errors of all elements and log-densities of a batch: on 2-D mixtures
-    the largest error of a sample was 20 times `rtol` (tests/likelihood/test_ode.py).
+    The tolerance is on the root mean square of the errors that one step makes in all elements and log-densities of a
+    batch. On 2-D mixtures the largest error of a sample was 13 rtol nats in a batch of 40, and 47 rtol alone.
 
     Args:
         model: the network, as it should be evaluated, of samples that do not depend on each other.
@@ -88,7 +88,7 @@ def log_likelihood(
     noisiest, start = _noisy_end(schedule, plan)
     flow = _Flow(model, schedule, prediction)
     condition = conditions(model, cond or {}, None, 1, len(data))
-    who = torch.arange(len(data)) if index is None else torch.as_tensor(index)
+    _, who = noises.key(seed, index, len(data), data.device)
     if levels is not None:
         data = dequantised(data, levels, seed, who)
     found = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ def exact_gaussian(mean: float, deviation: float, schedule: Schedule, prediction
     network = GaussianMixture([[mean]], [deviation]).network(schedule, prediction)
     levels = [CLEAN, *(at_index(schedule, k) for k in range(len(schedule)))]
     alpha, sigma = (np.array([getattr(level, name) for level in levels]) for name in ("alpha", "sigma"))
-    beta = np.array([step_variance(now, after) for after, now in zip(levels, levels[1:], strict=False)])
+    beta = np.array([step_variance(now, after) for after, now in pairwise(levels)])
     small = beta * (sigma[:-1] / sigma[1:]) ** 2
     small[0] = small[1]
     spread = (alpha * deviation) ** 2 + sigma**2

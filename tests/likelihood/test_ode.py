@@ -41,8 +41,10 @@ def test_exact_trace_gives_the_density_of_a_mixture(name: str, prediction: str) 
     is 10^3 or more: 1e-6 of the variance, times the square of a normal.
     """
     schedule, x0 = SCHEDULES[name], MIXTURE.sample(6)
-    schedule = schedule if prediction == "v" or schedule.alpha[-1] else Schedule(
-        schedule.alpha[:-1], schedule.sigma[:-1], schedule.time[:-1]
+    schedule = (
+        schedule
+        if prediction == "v" or schedule.alpha[-1]
+        else Schedule(schedule.alpha[:-1], schedule.sigma[:-1], schedule.time[:-1])
     )
     found = log_likelihood(MIXTURE.network(schedule, prediction), x0, schedule, prediction=prediction, **TIGHT)
     assert found.dtype == torch.float64

@@ -86,6 +86,10 @@ def asked(
     return terms(model, x0, forward.q_sample(x0, t, schedule, noise=eps, scaled=True), eps, t, cond)
 
 
+def normal(mean: float, deviation: float) -> torch.distributions.Normal:
+    return torch.distributions.Normal(*torch.tensor([mean, deviation], dtype=torch.float64))
+
+
 def data(*shape: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     x0, eps = (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(2))
@@ -143,9 +147,7 @@ def test_probabilities_of_all_values_sum_to_one(mean: float, levels: int, sigma:
 
 
 @settings(deadline=None, max_examples=100)
-@given(
-    place=st.integers(0, 16), mean=st.floats(-30, 30), sigma=st.floats(2e-3, 3), dtype=st.sampled_from(["32", "64"])
-)
+@given(place=st.integers(0, 16), mean=st.floats(-30, 30), sigma=st.floats(2e-3, 3), dtype=st.sampled_from(["32", "64"]))
 def test_probability_of_a_value_also_far_out(place: int, mean: float, sigma: float, dtype: str) -> None:
     """-log(Phi(high) - Phi(low)) in 60 digits, thousands of deviations out, and its gradient.
 
@@ -176,8 +178,7 @@ def test_continuous_data_have_a_density(variance: str, deviation: float) -> None
     """-log N(x0; x0_hat, s^2): s is sigma_0, or the next beta~, 0.2^2 (0.4^2 - 0.2^2) / 0.4^2, which is not 0."""
     schedule, (x0, eps) = schedules.geometric(3, 0.2, 0.8), data(4, 3)
     nats = asked(Terms(schedule, "x0", variance, None), schedule, 0, x0, eps, constant(0.3))
-    normal = torch.distributions.Normal(0.3, deviation)
-    assert nats.numpy() == pytest.approx(-normal.log_prob(x0).sum(dim=1).numpy(), rel=1e-12)
+    assert nats.numpy() == pytest.approx(-normal(0.3, deviation).log_prob(x0).sum(dim=1).numpy(), rel=1e-12)
 
 
 # --- L_T, and the whole
@@ -198,9 +199,7 @@ def test_prior_is_the_divergence_from_the_start(name: str, start: float) -> None
     ids=["vp", "ve", "flow"],
 )
 @pytest.mark.parametrize(("mean", "deviation"), [(0.0, 1.0), (0.7, 0.4)])
-def test_bound_of_the_exact_model_is_tight(
-    schedule: Schedule, prediction: str, mean: float, deviation: float
-) -> None:
+def test_bound_of_the_exact_model_is_tight(schedule: Schedule, prediction: str, mean: float, deviation: float) -> None:
     """For the reverse process itself the bound is -log q(x0), but for what its start costs.
 
     `E q(x_1..x_T | x0) log(q(x_1..x_T | x0) / p(x_0..x_T)) = -log q(x0) + E log(q(x_T) / p(x_T))`, expected values
@@ -208,7 +207,10 @@ def test_bound_of_the_exact_model_is_tight(
     some ten numbers of size 10^2 at most.
     """
     x0 = torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
-    terms, model = Terms(schedule, prediction, "learned_range", None), exact_gaussian(mean, deviation, schedule, prediction)
+    terms, model = (
+        Terms(schedule, prediction, "learned_range", None),
+        exact_gaussian(mean, deviation, schedule, prediction),
+    )
     nodes = (torch.ones_like(x0), -torch.ones_like(x0))
     total = prior(x0, schedule)
     for k in range(len(schedule)):
@@ -216,11 +218,11 @@ def test_bound_of_the_exact_model_is_tight(
 
     alpha, sigma = schedule.alpha[-1], schedule.sigma[-1]
     start = 1.0 if schedule.variance_preserving else sigma
-    noised = torch.distributions.Normal(alpha * mean, math.hypot(alpha * deviation, sigma))
-    begun = torch.distributions.Normal(0.0, start)
+    noised = normal(alpha * mean, math.hypot(alpha * deviation, sigma))
+    begun = normal(0.0, start)
     x = [alpha * x0 + sigma * eps for eps in nodes]
     cost = sum(noised.log_prob(value) - begun.log_prob(value) for value in x) / 2
-    expected = -torch.distributions.Normal(mean, deviation).log_prob(x0) + cost
+    expected = -normal(mean, deviation).log_prob(x0) + cost
     assert total.numpy() == pytest.approx(expected[:, 0].numpy(), abs=1e-10)
 
 

@@ -244,3 +244,13 @@ def test_run_with_importance_learns_its_losses(tmp_path: Path, monkeypatch: pyte
         assert sorted(kept) == sorted(loss[t == level][-REMEMBERED:])
     assert isinstance(run.times, Importance)
     assert np.ptp(run.times.probabilities()) > 0.02
+
+
+def test_losses_are_weighted(tmp_path: Path) -> None:
+    """What is minimised is `mean(weight loss)`: a sample of weight 0 moves nothing."""
+    run = Trainer(replace(RUN, weight_decay=0.0), tmp_path)
+    batch = replace(next(run._batches()), weight=torch.linspace(0, 3, RUN.batch))
+    expected = (run.task.loss(run.model, batch) * batch.weight).mean()
+    assert float(run._advance(replace(batch, weight=torch.zeros(RUN.batch)))) == 0
+    # The same bits, as nothing has moved: the loss of the second step is that before the first.
+    assert torch.equal(run._advance(batch), expected.detach())

@@ -86,13 +86,17 @@ class Diffusion:
             cond={"y": labels} if checkpoint.classes else None,
             decode=checkpoint.decode,
         )
-        if not field:
+        if field:
+            self._draw_score(model, x, file)
+        else:
             pictures.save(x, file, columns=each)
-            return
-        data = torch.stack([self.data.dataset[i][0] for i in range(len(x))]).to(place)
-        drawn = sorted({levels - 1, levels // 2, 0}, reverse=True)
-        fields = [score_field(model, data, level, self.schedule, "score") for level in drawn]
-        pictures.save_score_fields(fields, data, x, file)
+
+    def _draw_score(self, model: Model, samples: Tensor, file: Path) -> None:
+        """Draw the score at the noisiest, the middle and the cleanest level between data and samples."""
+        data = torch.stack([self.data.dataset[i][0] for i in range(len(samples))]).to(samples.device)
+        levels = sorted({len(self.schedule) - 1, len(self.schedule) // 2, 0}, reverse=True)
+        fields = [score_field(model, data, level, self.schedule, "score") for level in levels]
+        pictures.save_score_fields(fields, data, samples, file)
 
 
 def latents_of(config: TrainConfig, shape: tuple[int, ...]) -> Autoencoder | None:
