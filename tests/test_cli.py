@@ -480,7 +480,7 @@ def test_place_to_write_is_checked_before_sampling(
     run: Run, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A folder that cannot be made is found at once, not after an hour of drawing samples."""
-    monkeypatch.setattr(cli, "run_plan", lambda *args, **kwargs: pytest.fail("it began to sample"))
+    monkeypatch.setattr("fastdiff.cli.sampling.run_plan", lambda *args, **kwargs: pytest.fail("it began to sample"))
     (tmp_path / "file").touch()
     one_line(run("sample", "--checkpoint", saved / "points", "--steps", 2, "--out", "file/grid.png"))
 
