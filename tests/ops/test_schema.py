@@ -166,6 +166,19 @@ def test_compiles(kernels: dispatch.Backend) -> None:
     assert torch.equal(torch.compile(noised, fullgraph=True, backend="aot_eager")(x0), noised(x0))
 
 
+def test_noise_loss_compiles(kernels: dispatch.Backend) -> None:
+    """So does the loss against a target, and its gradient: one graph each."""
+    x0, level = randn(*SHAPE, seed=1), torch.tensor([0, 2])
+
+    def loss(pred: Tensor) -> Tensor:
+        return kernels.noise_loss(2 * pred, KEY, DRAW, STREAM, x0, level, LEVELS).mean()
+
+    pred = randn(*SHAPE).requires_grad_()
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")(pred)
+    assert torch.equal(compiled, loss(pred))
+    assert torch.equal(*(torch.autograd.grad(each, pred)[0] for each in (compiled, loss(pred))))
+
+
 @needs_extension
 def test_any_batch_in_one_graph() -> None:
     """Shapes keep the batch symbolic: an export with a dynamic batch runs at other batches."""
