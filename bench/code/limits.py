@@ -10,6 +10,8 @@ from fastdiff.bench.code.record import Entry, Record, by_name
 from fastdiff.bench.code.work import Work
 
 REGISTERS = {"cuda": 48, "triton": 80}
+# Of a CUDA kernel that draws noise and reads two tensors for a sum: four blocks of 256 threads fit a multiprocessor.
+SUM_REGISTERS = 64
 # With 128 of AMD's as many threads fit a compute unit (1024) as with 64 of NVIDIA's a multiprocessor.
 AMD_REGISTERS = 128
 # Instructions per element of a step that draws noise and whose network's tensors are bf16, on NVIDIA GPUs.
@@ -31,6 +33,8 @@ def misses(entry: Entry) -> list[str]:
 def _misses(entry: Entry) -> Iterator[str]:
     found = entry.measure
     most = AMD_REGISTERS if entry.target.startswith("gfx") else REGISTERS[entry.backend]
+    if entry.backend == "cuda" and entry.case.startswith("noise_loss, target"):
+        most = SUM_REGISTERS
     if found.registers > most:
         yield f"{found.registers} registers, more than {most}"
     if found.local or found.local_accesses:

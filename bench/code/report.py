@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from fastdiff.bench.code.instructions import VECTOR
-from fastdiff.bench.code.limits import AMD_REGISTERS, INSTRUCTIONS, REGISTERS, SLACK, misses
+from fastdiff.bench.code.limits import AMD_REGISTERS, INSTRUCTIONS, REGISTERS, SLACK, SUM_REGISTERS, misses
 from fastdiff.bench.code.record import Entry, Record
 from fastdiff.bench.code.work import DIVISION
 
@@ -33,7 +33,8 @@ compares with this record.
 - **special:** square roots, logarithms, sines, by the special function unit.
 - **wide mul.:** products of 32 bits of which the upper half, or all 64 bits, are kept.
 - **shared:** accesses to shared memory. No kernel has local memory.
-- **registers:** at most {REGISTERS["cuda"]} (CUDA) and {REGISTERS["triton"]} (Triton); {AMD_REGISTERS} on AMD GPUs.
+- **registers:** at most {REGISTERS["cuda"]} (CUDA) and {REGISTERS["triton"]} (Triton);
+  {AMD_REGISTERS} on AMD GPUs, {SUM_REGISTERS} (CUDA) for the loss to a target.
 - **Regression:** with the same compiler, more than {SLACK["instructions"][0]:.0%} more instructions per element,
   more than {SLACK["registers"][1]} more registers, or more of anything else; with any, a limit missed by a kernel that
   kept all of them.

@@ -111,21 +111,23 @@ struct Errors {
   NoiseKey key;
   Sample<storage> pred, x0;
 
-  FASTDIFF_INLINE Errors(const NoiseTask& task, int64_t b)
-      : key(keep(key_of(task, b))), pred(open<storage>(task, task.pred, b)), x0(open<storage>(task, task.x0, b)) {
+  FASTDIFF_INLINE Errors(const NoiseTask& task, int64_t b, const NoiseKey& key)
+      : key(key), pred(open<storage>(task, task.pred, b)), x0(open<storage>(task, task.x0, b)) {
     if (mixed) levels = mixture_of(task, b);
   }
 
-  FASTDIFF_INLINE Two<Four> at(uint32_t vector) const {
-    const Vector p = pred.load(vector), clean = mixed ? x0.load(vector) : Vector{};
-    const Vector z = draw<2>(key, 2 * vector, false);
-    return {quad(p, clean, z, 0), quad(p, clean, z, 1)};
+  // Some elements as they stand in memory.
+  struct Loaded {
+    Vector pred, noise, x0;
+  };
+
+  FASTDIFF_INLINE Loaded load(uint32_t vector) const {
+    return {pred.load(vector), draw<2>(key, 2 * vector, false), mixed ? x0.load(vector) : Vector{}};
   }
 
- private:
-  FASTDIFF_INLINE Four quad(const Vector& p, const Vector& clean, const Vector& z, int quad) const {
-    const Four eps = float32(z, quad);
-    return p.widened(pred.kind, quad) - (mixed ? mix(levels, clean, x0.kind, eps, quad) : eps);
+  FASTDIFF_INLINE Four of(const Loaded& at, int quad) const {
+    const Four eps = float32(at.noise, quad);
+    return at.pred.widened(pred.kind, quad) - (mixed ? mix(levels, at.x0, x0.kind, eps, quad) : eps);
   }
 };
 
@@ -137,12 +139,12 @@ struct LossGradient {
 
   FASTDIFF_INLINE LossGradient(const NoiseTask& task, int64_t b)
       : scale(task.grad[b] * 2.0f / static_cast<float>(task.elements)),
-        errors(task, b),
+        errors(task, b, keep(key_of(task, b))),
         grad(open<storage>(task, task.written, b)) {}
 
   FASTDIFF_INLINE void visit(uint32_t vector) const {
-    const Two<Four> gradient = scale * errors.at(vector);
-    store(grad, vector, {gradient.low, gradient.high});
+    const auto at = errors.load(vector);
+    store(grad, vector, {scale * errors.of(at, 0), scale * errors.of(at, 1)});
   }
 };
 
@@ -151,7 +153,8 @@ template <Storage storage, bool mixed>
 struct LossPart {
   using Task = NoiseTask;
   using Shared = Sums<1>;
-  static constexpr int kThreads = kReduceThreads, kBlocks = storage == Storage::any ? 2 : 5;
+  // With x0 to be read too, 48 registers are too few on newer GPUs: 64.
+  static constexpr int kThreads = kReduceThreads, kBlocks = storage == Storage::any ? 2 : mixed ? 4 : 5;
 
   template <class Block>
   static FASTDIFF_INLINE void run(const NoiseTask& task, const Block& block) {
@@ -161,13 +164,13 @@ struct LossPart {
   template <class Block>
   static FASTDIFF_INLINE void run(const NoiseTask& task, const Block& block, int64_t part, int64_t parts) {
     sum_part<1>(task.partial + block.sample * parts + part, block, [&](uint32_t thread, double (&sums)[1]) {
-      const Errors<storage, mixed> errors(task, block.sample);
+      const Errors<storage, mixed> errors(task, block.sample, key_of(task, block.sample));
       for_part(part, thread, task.vectors, [&](uint32_t vector) {
-        const Two<Four> error = errors.at(vector);
-        const int64_t left = task.elements - int64_t{vector} * 8;
+        const auto at = errors.load(vector);
+        const int64_t left = storage == Storage::any ? task.elements - int64_t{vector} * 8 : 8;
         FASTDIFF_UNROLL
         for (int i = 0; i < 8; ++i) {
-          const double apart = lane(i < 4 ? error.low : error.high, i % 4);
+          const double apart = lane(errors.of(at, i / 4), i % 4);
           if (i < left) sums[0] += apart * apart;
         }
       });
