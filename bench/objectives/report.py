@@ -9,6 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from fastdiff.bench.objectives.cells import DDIM, DDPM, GUIDED, SAMPLERS_OF_SCORES, STRENGTHS, VARIANCES
+from fastdiff.bench.objectives.measure import BOUND_IMAGES
 from fastdiff.bench.objectives.runs import BASE
 from fastdiff.bench.quality_report import read
 from fastdiff.files import replacing, write_text
@@ -80,10 +81,11 @@ then measures; the command above each table makes that table alone.
 
 - **Budget:** a U-Net of width {BASE.width}, {BASE.steps} steps of {BASE.batch} samples, one learning rate, schedule \
 {BASE.schedule} with {BASE.T} levels where nothing else is said, one thread. Two numbers in a cell are two training \
-seeds, which change initialisation, batches, t and noise: what differs less than these do is no difference.
+seeds, which change initialisation, batches, t and noise: what differs less than these do is no difference. Where \
+there is one number, one seed was trained.
 - **Samples:** {real["count"]}, class-conditional, the labels of the train split, seed 0 of the noise, x0 clipped to 1.
 - **Judge and Frechet distances:** those of `quality.md`, to the held-out split: a classifier trained on real images, \
-{accuracy["network"]:.2%} right on the held-out split. In feature and pixel space {_pair(real["floor"])} is the floor, \
+{accuracy["network"]:.2%} right on the held-out split. In pixel and feature space {_pair(real["floor"])} is the floor, \
 that of the train split; a copier, who draws as many training images with replacement, gets {_pair(real["copier"])}.
 - **Machine:** {machine["cpu"]}, {machine["cores"]} cores; torch {results["setup"]["torch"]}."""
 
@@ -91,7 +93,7 @@ that of the train split; a copier, who draws as many training images with replac
 def _objectives(results: Results) -> str:
     rows = _rows(results, "objectives")
     head = (
-        *("objective", "bits/dim", "+-", "DDIM 25: Frechet pixel", "feature", "agreement"),
+        *("objective", "bits/dim", "standard error", "DDIM 25: Frechet pixel", "feature", "agreement"),
         *("DDPM 50: Frechet pixel", "feature", "agreement"),
     )
     lines = []
@@ -103,10 +105,10 @@ def _objectives(results: Results) -> str:
     return _section(
         "objectives",
         "Objectives",
-        """Bits per dimension are the variational bound of the held-out split, given the labels, over all levels, with \
-the standard error of its mean; steps have the posterior's variance, or the learned one. The digits have 17 grey \
-levels, so that knowing nothing costs 4.09. Samples are by DDIM with 25 evaluations, and by ancestral sampling with \
-that variance and 50.""",
+        f"""Bits per dimension are the variational bound of {BOUND_IMAGES} held-out images, given the labels, over all \
+levels, with the standard error of its mean over images, first seed; steps have the posterior's variance, or the \
+learned one. The digits have 17 grey levels, so that knowing nothing costs 4.09. Samples are by DDIM with 25 \
+evaluations, and by ancestral sampling with that variance and 50.""",
         _table(head, lines),
     )
 
@@ -123,27 +125,27 @@ def _scores(results: Results) -> str:
         "scores",
         "NCSN against DDPM",
         """NCSN is denoising score matching with weight sigma^2 on a geometric sequence of sigmas (Song & Ermon 2019), \
-DDPM is L_simple of eps. Each is drawn with its paper's sampler, and with one that needs fewer evaluations.""",
+DDPM is L_simple of eps. Each is drawn with its paper's sampler, and with a solver of the ODE.""",
         _table(("network", "sampler", "evaluations", "Frechet pixel", "feature", "agreement"), lines),
     )
 
 
 def _latents(results: Results) -> str:
     rows, real = _rows(results, "latents"), results["real"]["32"]
-    times = {row["run"]: row["step"] * row["steps"] for row in rows if row["measure"] == "seconds"}
+    times = {row["run"]: row["cpu seconds a step"] * row["steps"] for row in rows if row["measure"] == "seconds"}
     head = ("what", "training", "sampling", "Frechet pixel", "feature", "agreement")
     lines = []
     for run in ("latent", "pixel", "vae"):
         found = [row for row in _found(rows, run=run) if row["measure"] != "seconds"]
-        sampling = _each(found, lambda row: f"{row['seconds']:.0f} s" if "seconds" in row else "")
+        sampling = _each(found, lambda row: f"{row['cpu seconds']:.0f} s" if "nfe" in row else "")
         lines.append((TITLES[run], f"{times[run]:.0f} s" if run in times else "", sampling, *_samples(found)))
     return _section(
         "latents",
         "Latent against pixel diffusion",
-        f"""Digits enlarged to 32 x 32, at equal training time: the latent network's with its autoencoder's. Seconds \
-are of one thread in training, and of all in sampling (DDIM with 25 evaluations, decoder included). Images are \
-averaged to 8 x 8 before they are judged, the judge's own too: its floor is {_pair(real["floor"])} in pixel and \
-feature space, a copier gets {_pair(real["copier"])}.""",
+        f"""Digits enlarged to 32 x 32, at about equal training time: that of the pixel network against the latent \
+network's and its autoencoder's together. Seconds are of one processor, for the training and for all samples (DDIM \
+with 25 evaluations, decoder included). Images are averaged to 8 x 8 before they are judged, the judge's own too: its \
+floor is {_pair(real["floor"])} in pixel and feature space, a copier gets {_pair(real["copier"])}.""",
         _table(head, lines),
     )
 

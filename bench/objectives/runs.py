@@ -43,7 +43,7 @@ def runs(folder: Path) -> Mapping[str, TrainConfig]:
     return {
         "simple": eps,
         "hybrid": replace(eps, objective="l_hybrid"),
-        "vlb": replace(eps, objective="l_vlb", times="importance"),
+        "vlb": replace(eps, objective="l_vlb", variance="learned_range", times="importance"),
         "min-snr": replace(v, objective="l_gamma", weighting="min_snr"),
         "flow": replace(BASE, schedule="flow", prediction="flow"),
         # Ends and number of sigmas by Song & Ermon 2020, techniques 1 and 2.

@@ -42,14 +42,14 @@ const char* launch_q_sample(const NoiseTask& task, bool dense, Queue queue) {
 const char* launch_noise_loss(const NoiseTask& task, bool dense, Queue queue) {
   const int64_t parts_each = parts_of(task.elements);
   const Grid parts = {task.samples, std::min(kMostBlocks, parts_each)};
-  const char* error = task.x0.given() ? launch_loss_parts<true>(task, parts, dense, queue)
-                                      : launch_loss_parts<false>(task, parts, dense, queue);
+  const char* error = task.x0.data != nullptr ? launch_loss_parts<true>(task, parts, dense, queue)
+                                              : launch_loss_parts<false>(task, parts, dense, queue);
   return error != nullptr ? error : launch<LossMean>(task, {task.samples, 1}, queue);
 }
 
 const char* launch_noise_loss_backward(const NoiseTask& task, bool dense, Queue queue) {
-  return task.x0.given() ? launch_vectors<GradientToMixture>(task, dense, queue)
-                         : launch_vectors<GradientToNoise>(task, dense, queue);
+  return task.x0.data != nullptr ? launch_vectors<GradientToMixture>(task, dense, queue)
+                                 : launch_vectors<GradientToNoise>(task, dense, queue);
 }
 
 }  // namespace fastdiff

@@ -31,10 +31,12 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     def few(split: str, size: int) -> quality.Split:
         return quality.Split(*(part[:IMAGES] for part in images(split, size)))
 
-    monkeypatch.setattr(runs, "BASE", replace(runs.BASE, width=4, steps=2, batch=4, T=8, warmup=0, save_every=1))
+    short: dict[str, Any] = {"width": 4, "steps": 2, "batch": 4, "warmup": 0, "save_every": 1}
+    monkeypatch.setattr(runs, "BASE", replace(runs.BASE, T=8, **short))
+    monkeypatch.setattr(runs, "AUTOENCODER", replace(runs.AUTOENCODER, **short))
     monkeypatch.setattr(runs, "STEPS_OF_EQUAL_TIME", 1)
-    monkeypatch.setattr(cells, "SEEDS", (0,))
-    for name in ("DDIM", "DDPM", "DDPM_100", "MODERN"):
+    monkeypatch.setattr(cells, "REPEATED", ("simple",))
+    for name in ("DDIM", "DDPM", "DDPM_100", "SOLVER", "SOLVER_OF_SIGMAS", "LANGEVIN"):
         monkeypatch.setitem(getattr(cells, name), "steps", 2)
     monkeypatch.setattr(measure, "_images", few)
     monkeypatch.setattr(measure, "EPOCHS", 1)
