@@ -76,8 +76,7 @@ class Checkpoint:
 
     def __post_init__(self) -> None:
         lookup("prediction", self.prediction, dict.fromkeys(predictions.names()))
-        if not self.shape or not all(isinstance(side, int) and side > 0 for side in self.shape):
-            raise InputError(f"shape must be positive whole numbers, got {self.shape}")
+        models.check_kind(self.model, models.DENOISERS, "diffusion network")
         models.check_fits(self.model, self.shape, len(self.classes))
         if self.latents is not None and self.latents.latent_shape != self.shape:
             raise InputError(f"shape {self.shape} is not that of the latents, {self.latents.latent_shape}")

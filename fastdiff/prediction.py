@@ -69,6 +69,7 @@ def _edm(alpha: Array, sigma: Array) -> Prediction:
 
 def _consistency(alpha: Array, sigma: Array) -> Prediction:
     above, data = sigma - SIGMA_MIN * alpha, SIGMA_DATA * alpha
+    above = np.where(np.abs(above) < 1e-9 * sigma, 0.0, above)  # schedules reach sigma_min but for rounding
     skip, scale = SIGMA_DATA * data / (above**2 + data**2), SIGMA_DATA * above / np.hypot(sigma, data)
     target = np.divide(1, scale, out=np.zeros_like(scale), where=scale != 0)  # none where the network is not heard
     return Prediction(

@@ -100,6 +100,8 @@ def sample(
     """
     if len(shape) < 2 or min(shape) < 0:
         raise InputError(f"shape must be (batch, ...) with no negative size, got {tuple(shape)}")
+    if decode is not None and not callable(decode):
+        raise InputError(f"decode must be a function of the samples, got {decode!r}")
     images = conditioning.consistent(Images(x_init, x0_init, known, mask))
     place = place_of(model, x_init if x0_init is None else x0_init, device)
     batch, state_dtype = int(shape[0]), torch.promote_types(dtype, torch.float32)

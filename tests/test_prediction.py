@@ -106,3 +106,11 @@ def test_unknown_name() -> None:
     """A wrong name gets the nearest one."""
     with pytest.raises(InputError, match="unknown prediction 'epsilon': did you mean 'eps'"):
         prediction.coefficients("epsilon", np.ones(1), np.ones(1))
+
+
+def test_consistency_network_is_not_heard_at_sigma_min() -> None:
+    """There x0 is x / alpha whatever it says, and it has nothing to learn; a schedule gets there but for rounding."""
+    schedule = schedules.karras(10)
+    c = prediction.coefficients("consistency", schedule.alpha, schedule.sigma)
+    assert (c.px[0], c.po[0], c.t0[0], c.te[0]) == (pytest.approx(1), 0, 0, 0)
+    assert (c.po[1:] > 0).all()

@@ -38,6 +38,8 @@ def parts(device: torch.device, seconds: float) -> list[Settings]:
         ),
         part(steps, LATENTS, *KERNELS, "dispatched", "sampled", *GRAPHS, *FAST, *OTHERS, *overhead, compiling=0.15),
         part(steps, (PIXELS,), *KERNELS, *FAST, *OTHERS, "compile", compiling=0.2),
-        part(("q_sample", "noise_loss", "normal", "dpmpp-2m", "dpmpp-2m-cfg"), (PIXELS,), *KERNELS, *OTHERS),
+        part(
+            ("q_sample", "noise_loss", "train-step", "normal", "dpmpp-2m", "dpmpp-2m-cfg"), (PIXELS,), *KERNELS, *OTHERS
+        ),
         part(("call",), (ONE,), *KERNELS, "dispatched", *GRAPHS, *OTHERS, dtypes=FLOAT32),
     ]

@@ -38,6 +38,10 @@ def evaluate(
 
     if not bpd:
         raise InputError("nothing to measure: ask for the likelihood with --bpd")
+    if out is not None:
+        if out.is_dir():
+            raise InputError(f"{out} is a folder: choose another name")
+        files.check_folder(out.parent)
     loaded = checkpoints.load(checkpoint, values.device(device))
     report = evaluation.likelihood(
         *(loaded, data),

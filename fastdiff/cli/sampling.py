@@ -104,7 +104,7 @@ def sample(
 
     pictures.save(x, picture, columns=per_class if classes else max(1, round(number**0.5)))
     drawn_with = f"{plan.name}, {plan.nfe} evaluations" + (f", guidance {w:g}" if classes else "")
-    drawn_with += f", omega {omega:g}" if omega is not None else ""
+    drawn_with += f", omega {1.0 if omega is None else omega:g}" if classifier is not None else ""
     typer.echo(f"wrote    {picture.resolve()}")
     typer.echo(f"sampler  {drawn_with}")
     typer.echo(f"speed    {number / seconds:.1f} images/s ({number} in {seconds:.2f} s)")

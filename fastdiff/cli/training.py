@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from fastdiff import prediction as predictions
 from fastdiff.cli import values
 from fastdiff.errors import MissingDependencyError
 from fastdiff.likelihood.terms import VARIANCES
@@ -41,7 +42,7 @@ def train(
     levels: Annotated[int, typer.Option(help="Levels T of the schedule.")] = RUN.T,
     sigma_min: Annotated[float | None, typer.Option(help="Least sigma, as of geometric.")] = RUN.sigma_min,
     sigma_max: Annotated[float | None, typer.Option(help="Largest sigma, as of geometric.")] = RUN.sigma_max,
-    prediction: Annotated[str, typer.Option(help="eps, x0, v, score or flow.")] = RUN.prediction,
+    prediction: Annotated[str, typer.Option(help=f"{', '.join(predictions.names())}.")] = RUN.prediction,
     width: Annotated[int, typer.Option(help="Channels of the network's first level.")] = RUN.width,
     multipliers: Annotated[str, typer.Option(help="Channels of each level as multiples of --width.")] = values.joined(
         RUN.multipliers
@@ -66,7 +67,7 @@ def train(
     workers: Annotated[int, typer.Option(help="Processes that read data.")] = RUN.workers,
     tracker: Annotated[str, typer.Option(help="none or tensorboard.")] = RUN.tracker,
 ) -> None:
-    """Train a network; its checkpoints can be sampled, exported and resumed."""
+    """Train a network; a run can be resumed, and a diffusion network sampled and exported."""
     try:
         from fastdiff.train.trainer import train as run_training
     except ImportError as error:

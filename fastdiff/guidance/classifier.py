@@ -15,13 +15,14 @@ from torch.nn import functional as F
 from fastdiff import checkpoint as checkpoints
 from fastdiff import models, schedules
 from fastdiff.checkpoint import Checkpoint
-from fastdiff.errors import InputError, number
+from fastdiff.errors import InputError, number, whole
 from fastdiff.forward import q_sample
 from fastdiff.guidance.branches import Condition, Model
 from fastdiff.guidance.networks import ClassifierGuidance
 from fastdiff.schedules import Schedule
 
 HOLDS = "classifier"  # what a config says that it holds
+CHUNK = 64  # samples that are classified at once
 _LEVELS = ("alpha", "sigma", "time", "scale_in")  # what a schedule's networks are trained on
 
 
@@ -47,6 +48,7 @@ class Classifier:
     data: str
 
     def __post_init__(self) -> None:
+        models.check_kind(self.model, models.CLASSIFIERS, "classifier")
         models.check_fits(self.model, self.shape, len(self.classes))
 
     def config(self) -> dict[str, Any]:
@@ -59,7 +61,7 @@ class Classifier:
             "data": self.data,
         }
 
-    def log_probability(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+    def log_probability(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """Return log p(y | x_t) in nats, [B], differentiable in x.
 
         The null token is any class: its log-probability is 0, and so is the gradient.
@@ -68,8 +70,16 @@ class Classifier:
             x: what the diffusion network is given, `scale_in x_t`, [B, *shape].
             t: its time, [B].
             y: class, int64 [B] in 0..len(classes), the last of them the null token.
+
+        Raises:
+            InputError: there is no y, or one out of range (checked where y is on the CPU).
         """
-        of_class = F.log_softmax(self._logits(x, t), dim=1)
+        if y is None:
+            raise InputError("a classifier guides towards a class: give labels y in cond")
+        if y.device.type == "cpu" and y.numel() and not (0 <= int(y.min()) and int(y.max()) <= len(self.classes)):
+            raise InputError(f"labels y must be in 0..{len(self.classes)}, the last of them the null token")
+        logits = self._logits(x, t)
+        of_class = F.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=1)
         return F.pad(of_class, (0, 1)).gather(1, y[:, None])[:, 0]
 
     @torch.no_grad()
@@ -85,12 +95,14 @@ class Classifier:
         Raises:
             InputError: a level is none of the schedule's.
         """
-        found = []
-        for level in levels:
-            x = q_sample(x0, level, self.schedule, seed, step=level, scaled=True)
-            t = torch.full((len(x0),), float(self.schedule.time[level]), device=x0.device)
-            found.append(float((self._logits(x, t).argmax(dim=1) == y).double().mean()))
-        return found
+        return [float((self._most_probable(x0, level, seed) == y).double().mean()) for level in levels]
+
+    def _most_probable(self, x0: Tensor, level: int, seed: int) -> Tensor:
+        whole("level", level, 0, len(self.schedule) - 1)
+        x = q_sample(x0, level, self.schedule, seed, step=level, scaled=True)
+        t = torch.full((len(x0),), float(self.schedule.time[level]), device=x0.device)
+        parts = zip(torch.split(x, CHUNK), torch.split(t, CHUNK), strict=True)
+        return torch.cat([self._logits(*part).argmax(dim=1) for part in parts])
 
     def _logits(self, x: Tensor, t: Tensor) -> Tensor:
         logits: Tensor = self.model(x.to(next(self.model.parameters()).dtype), t)
@@ -117,6 +129,8 @@ class Classifier:
         return ClassifierGuidance(model, self.log_probability, self.schedule, checkpoint.prediction, omega)
 
     def _check_agrees(self, checkpoint: Checkpoint) -> None:
+        if checkpoint.latents is not None:
+            raise InputError("a classifier of data cannot guide a network of latents: use one of the data themselves")
         ours, theirs = self.schedule, checkpoint.schedule
         if not all(np.array_equal(getattr(ours, name), getattr(theirs, name)) for name in _LEVELS):
             raise InputError("classifier and network know different noise levels: train both on one schedule")
@@ -135,7 +149,7 @@ class _Unconditional(nn.Module):
         super().__init__()
         self.model, self.classes = model, classes
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         return self.model(x, t)
 
     def unconditional(self, cond: Condition) -> Condition:

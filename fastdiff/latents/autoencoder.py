@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,7 +19,7 @@ from fastdiff.models import ConvAutoencoder, DiffusersAutoencoder
 
 HOLDS = "autoencoder"  # what a config says that it holds
 STREAM = "latent"
-CHUNK = 64  # samples that are decoded at once
+CHUNK, CHUNK_VALUES = 64, 2**22  # most samples, and most values of theirs, that are decoded at once
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,7 @@ class Autoencoder:
     shift: float = 0.0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.model, ConvAutoencoder | DiffusersAutoencoder):
-            raise InputError(f"{type(self.model).__name__} is no autoencoder")
+        models.check_kind(self.model, models.AUTOENCODERS, "autoencoder")
         models.check_fits(self.model, self.shape, classes=0)
         number("scale", self.scale, 0, above=True)
         number("shift", self.shift)
@@ -101,15 +101,17 @@ class Autoencoder:
             float32 [B, *latent_shape].
 
         Raises:
-            InputError: x has another shape.
+            InputError: x has another shape, or holds no floats.
         """
-        if tuple(x.shape[1:]) != self.shape:
-            raise InputError(f"x must be [B, {', '.join(map(str, self.shape))}], got {tuple(x.shape)}")
+        if tuple(x.shape[1:]) != self.shape or not x.is_floating_point():
+            raise InputError(
+                f"x must be floats [B, {', '.join(map(str, self.shape))}] in [-1, 1], got {x.dtype} {tuple(x.shape)}"
+            )
 
         def noise(shape: torch.Size) -> Tensor:
             return noises.normal(shape, seed, index, step, STREAM, x.device)
 
-        posterior = self._network.encode(x)
+        posterior = self._network.encode(x.float())
         return ((posterior.draw(noise) if sample else posterior.mean) - self.shift) * self.scale
 
     @torch.no_grad()
@@ -118,7 +120,8 @@ class Autoencoder:
         if tuple(z.shape[1:]) != self.latent_shape:
             raise InputError(f"latents must be [B, {', '.join(map(str, self.latent_shape))}], got {tuple(z.shape)}")
         height, width = self.shape[1:]
-        parts = [self._network.decode(part.float() / self.scale + self.shift) for part in torch.split(z, CHUNK)]
+        chunk = min(CHUNK, max(1, CHUNK_VALUES // math.prod(self.shape)))
+        parts = [self._network.decode(part.float() / self.scale + self.shift) for part in torch.split(z, chunk)]
         return torch.cat(parts)[:, :, :height, :width]
 
     @torch.no_grad()

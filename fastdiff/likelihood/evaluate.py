@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
@@ -18,6 +19,7 @@ from fastdiff.train import data as datasets
 from fastdiff.train.data import Data
 
 Report = dict[str, Any]
+STEPS = 50  # of a sampler whose noisy end is asked for
 
 
 def likelihood(
@@ -38,11 +40,11 @@ def likelihood(
         checkpoint: the network, where it should compute.
         spec: the data; None is what the checkpoint was trained on.
         split: "held-out" or "train".
-        count: how many samples, from the first, 2 or more; None is all.
+        count: how many samples, evenly spread over the split, 2 or more; None is all.
         method: "vlb" (`likelihood.bound`) or "ode" (`likelihood.log_likelihood`).
         seed, batch, progress: as these take them.
         options: of the method, None being its own: "variance" for "vlb"; "sampler" (whose first level is the noisy
-            end), "trace" and "probes" for "ode".
+            end with 50 steps), "trace" and "probes" for "ode".
 
     Returns:
         What was measured, JSON-ready: "parts" has mean and standard error over samples of each part and the total, in
@@ -59,10 +61,14 @@ def likelihood(
         raise InputError(f"{name} is no option of method {method!r}: leave --{name} out, or use another --method")
     if checkpoint.latents is not None:
         raise InputError("the likelihood of latents says nothing of that of the data: evaluate a network of the data")
-    plan = checkpoint.plan(given.pop("sampler")) if "sampler" in given else None
+    if given.get("trace") == "exact" and "probes" in given:
+        raise InputError("an exact trace takes no probes: leave --probes out, or use --trace hutchinson")
+    steps = min(STEPS, len(checkpoint.schedule))
+    plan = checkpoint.plan(given.pop("sampler"), steps=steps) if "sampler" in given else None
     data = _data(checkpoint, spec or checkpoint.data, split)
     number = len(data) if count is None else min(whole("count", count, 2), len(data))
-    x0, label = next(iter(DataLoader(Subset(data.dataset, range(number)), batch_size=number)))
+    chosen = np.linspace(0, len(data) - 1, number).astype(int).tolist()  # folders come sorted by class
+    x0, label = next(iter(DataLoader(Subset(data.dataset, chosen), batch_size=number)))
     place = next(checkpoint.model.parameters()).device
     cond = {"y": label.to(place)} if checkpoint.classes else {}
     unit, of_nats = ("nats/dim", 1.0) if data.levels is None else ("bits/dim", 1 / math.log(2))

@@ -99,7 +99,7 @@ def log_likelihood(
         if trace == "exact":
             vectors = _unit_vectors(x)
         else:
-            drawn = (drawn_from(x.shape, seed, who[some], k, device=x.device) for k in range(probes))
+            drawn = (drawn_from(x.shape, seed, who[some], k, stream="probe", device=x.device) for k in range(probes))
             vectors = [v.double() / math.sqrt(probes) for v in drawn]
         u, lost = flow.integrate(x, vectors, noisiest, part(condition, some), tolerance)
         found.append(_normal_density(u, start) + lost)
@@ -174,15 +174,18 @@ def _noisy_end(schedule: Schedule, plan: Plan | None) -> tuple[float, float]:
     Raises InputError if the plan draws noise, or does not know its levels or begins in pure noise.
     """
     if plan is None:
-        last = at_index(schedule, int(np.flatnonzero(schedule.alpha)[-1]))
+        with_signal = np.flatnonzero(schedule.alpha)
+        if not len(with_signal):
+            raise InputError("no level of this schedule has signal: there is no likelihood")
+        last = at_index(schedule, int(with_signal[-1]))
         return -last.lambda_, start_scale(schedule, last) / last.alpha
     if plan.draws_noise:
         raise InputError(
             f"{plan.name} draws noise, and only a deterministic sampler has an ODE: use ddim, or likelihood.bound, "
             "which is for ancestral sampling"
         )
-    if not len(plan.alpha) or not plan.alpha[0]:
-        raise InputError(f"{plan.name} has no first level with signal: leave plan out, or build one with start=1")
+    if not len(plan.alpha) or not plan.alpha[0] or not plan.sigma[0]:
+        raise InputError(f"{plan.name} does not begin at a level of both signal and noise: leave the sampler out")
     return math.log(plan.sigma[0] / plan.alpha[0]), plan.init_scale / float(plan.alpha[0])
 
 

@@ -35,7 +35,7 @@ class Terms:
         L_k = KL(q(x_{k-1} | x_k, x0) || p(x_{k-1} | x_k)) = (r + exp(-r) - 1 + exp(-r) (snr_{k-1} - snr_k) e^2) / 2.
 
     L_0 is -log p of the data under N(x0_hat, s^2), s^2 from sigma_0^2 as beta and, since beta~ is 0 there, the beta~ of
-    the next step, as in the code of Ho et al. and of Nichol & Dhariwal.
+    the next step, as in the code of Ho et al. and of Nichol & Dhariwal; these take it for "large" too.
     """
 
     def __init__(
@@ -121,7 +121,10 @@ class Terms:
         half = 1 / (self._levels - 1)
         width = half * torch.exp(-log_deviation)
         low, high = z - width, z + width
-        low, high = torch.where(x0 < half - 1, high - _FAR, low), torch.where(x0 > 1 - half, low + _FAR, high)
+        low, high = (
+            torch.where(x0 < half - 1, (high - _FAR).clamp(max=-_FAR), low),
+            torch.where(x0 > 1 - half, (low + _FAR).clamp(min=_FAR), high),
+        )
         return -_log_probability(low, high)
 
 

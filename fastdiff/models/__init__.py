@@ -17,6 +17,9 @@ from fastdiff.models.unet import UNet, UNetConfig
 from fastdiff.schedules import from_config
 
 __all__ = [
+    "AUTOENCODERS",
+    "CLASSIFIERS",
+    "DENOISERS",
     "MLP",
     "ConvAutoencoder",
     "ConvAutoencoderConfig",
@@ -32,9 +35,13 @@ __all__ = [
     "UNetConfig",
     "build",
     "check_fits",
+    "check_kind",
     "describe",
 ]
 
+AUTOENCODERS = (ConvAutoencoder, DiffusersAutoencoder)
+CLASSIFIERS = (UNetClassifier, MLPClassifier)
+DENOISERS = (UNet, MLP, OverSigma)
 Model = UNet | MLP | OverSigma | UNetClassifier | MLPClassifier | ConvAutoencoder | DiffusersAutoencoder
 
 _KINDS: dict[str, tuple[type[Any], type[Any]]] = {
@@ -67,8 +74,16 @@ def build(description: Mapping[str, Any], seed: int = 0) -> Model:
     return OverSigma(model, from_config(over_sigma))
 
 
+def check_kind(model: object, kinds: tuple[type[Any], ...], name: str) -> None:
+    """Raise InputError if a network is of none of the kinds."""
+    if not isinstance(model, kinds):
+        raise InputError(f"{type(model).__name__} is no {name}: give one of {', '.join(k.__name__ for k in kinds)}")
+
+
 def check_fits(model: Model, shape: tuple[int, ...], classes: int) -> None:
     """Raise InputError if a network does not take samples of `shape` (without the batch) or has other classes."""
+    if not (isinstance(shape, tuple) and shape and all(isinstance(side, int) and side > 0 for side in shape)):
+        raise InputError(f"shape must be a tuple of positive whole numbers, got {shape}")
     config = model.config
     if not config.takes(shape):
         raise InputError(f"samples of shape {shape} do not fit the network {config}")

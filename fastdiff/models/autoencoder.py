@@ -1,6 +1,6 @@
 """Convolutional autoencoders: the blocks of the U-Net, without time and without a way around the latents.
 
-As in Rombach et al. 2022 (appendix E), but without adversarial and perceptual losses.
+As in Rombach et al. 2022 (appendix G), but without adversarial and perceptual losses.
 """
 
 from __future__ import annotations

@@ -108,9 +108,12 @@ class TrainConfig:
         lookup("schedule", self.schedule, dict.fromkeys(schedules.names()))
         lookup("precision", self.precision, PRECISIONS)
         lookup("tracker", self.tracker, TRACKERS)
-        for name in ("T", "steps", "batch", "save_every", "sample_every", "lr", "clip_norm"):
+        for name in ("T", "steps", "batch", "save_every", "sample_every"):
             if not getattr(self, name) > 0:
                 raise InputError(f"{name} must be > 0, got {getattr(self, name)}")
+        for name in ("lr", "clip_norm"):
+            number(name, getattr(self, name), 0, above=True)
+        number("weight_decay", self.weight_decay, 0)
         for name in ("dropout", "condition_dropout", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{name} must be in [0, 1), got {getattr(self, name)}")
@@ -119,7 +122,7 @@ class TrainConfig:
         self._check_weighting()
         self._check_variance()
         self._check_latents()
-        for name in ("warmup", "weight_decay", "workers"):
+        for name in ("warmup", "workers"):
             if not getattr(self, name) >= 0:
                 raise InputError(f"{name} must be >= 0, got {getattr(self, name)}")
 

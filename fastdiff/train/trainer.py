@@ -68,6 +68,7 @@ class Trainer:
         if newest is not None and not resume:
             raise InputError(f"{out} already holds a run: resume it (--resume) or choose another folder (--out)")
         self.accelerator = _accelerator(config, out)
+        _share(config.batch, 0, self.accelerator.num_processes)  # or there is nothing to begin
         self.data = datasets.load(config.data, size=config.size, channels=config.channels)
         if self.data.skipped:
             self.accelerator.print(f"skipped {self.data.skipped} unreadable images of {config.data}", file=sys.stderr)
@@ -129,7 +130,7 @@ class Trainer:
         update_average(self.average, self.accelerator.unwrap_model(self.model), config.ema, self.step)
         if self.times.learns:
             t, found = self.accelerator.gather((batch.t, losses.detach()))
-            self.times.learn(t.cpu().numpy(), found.double().cpu().numpy())
+            self.times.learn(t.cpu().numpy(), found.cpu().double().numpy())
         return loss.detach()
 
     def _autocast(self) -> torch.autocast:

@@ -112,7 +112,7 @@ def test_accuracy_counts_the_most_probable_class_at_each_level() -> None:
     # Five standard errors of a share of 10,000.
     assert sign.accuracy(x0, y, levels) == pytest.approx(right.tolist(), abs=5 * (0.25 / 10_000) ** 0.5)
     assert sign.accuracy(x0, 1 - y, levels[:1]) == [0.0]
-    with pytest.raises(fd.InputError, match="t must be in"):
+    with pytest.raises(fd.InputError, match="level must be a whole number in 0..19, got 20"):
         sign.accuracy(x0, y, [20])
 
 
@@ -305,3 +305,31 @@ def test_one_is_not_read_as_the_other(tmp_path: Path) -> None:
         load_classifier(tmp_path / "diffusion")
     with pytest.raises(fd.CheckpointError, match="no checkpoint"):
         load_classifier(tmp_path / "nowhere")
+
+
+def test_network_of_latents_is_not_guided() -> None:
+    """A latent may have the shape of the data of a classifier, and is none of them."""
+    autoencoder = models.build({"kind": "conv_autoencoder", "channels": 1, "width": 8, "latent_channels": 1}).eval()
+    latents = fd.latents.Autoencoder(autoencoder, (1, 12, 12), "toy")
+    checkpoint = replace(diffusion("unet"), latents=latents)
+    assert checkpoint.shape == SHAPES["unet"]
+    with pytest.raises(fd.InputError, match="cannot guide a network of latents"):
+        classifier("unet").guide(checkpoint)
+
+
+@pytest.mark.parametrize("unconditional", [False, True])
+@pytest.mark.parametrize(("cond", "said"), [({}, "give labels y"), ({"y": torch.tensor([7] * 3)}, "y must be in 0..3")])
+def test_guidance_needs_labels_of_the_classifier(unconditional: bool, cond: dict[str, Tensor], said: str) -> None:
+    """None at all, or of a class that there is not: one line."""
+    checkpoint = diffusion(classes=())
+    guided = classifier().guide(checkpoint, unconditional=unconditional)
+    with pytest.raises(fd.InputError, match=said):
+        fd.sample(guided, checkpoint.plan("ddim", steps=2), (3, 2), cond=cond, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("column", ["alpha", "sigma", "time", "scale_in"])
+def test_schedules_that_differ_in_one_column_do_not_agree(column: str) -> None:
+    """Whatever a network is trained on counts."""
+    other = replace(SCHEDULE, config={}, **{column: getattr(SCHEDULE, column) * (1 + 1e-9)})
+    with pytest.raises(fd.InputError, match="different noise levels"):
+        classifier().guide(diffusion(schedule=other))

@@ -273,7 +273,11 @@ def test_what_does_not_fit_is_refused() -> None:
     """Wrong shapes, networks and numbers each get one line that says so."""
     one = autoencoder()
     refusals = [
-        (lambda: one.encode(images(2, 1, 8, 7)), r"x must be \[B, 1, 8, 8\], got \(2, 1, 8, 7\)"),
+        (
+            lambda: one.encode(images(2, 1, 8, 7)),
+            r"x must be floats \[B, 1, 8, 8\] in .*, got torch.float32 \(2, 1, 8, 7\)",
+        ),
+        (lambda: one.encode(images(2, 1, 8, 8).to(torch.uint8)), r"x must be floats .*, got torch.uint8"),
         (lambda: one.decode(images(2, 4, 4, 4)), r"latents must be \[B, 3, 4, 4\], got \(2, 4, 4, 4\)"),
         (lambda: one.model(images(2, 2, 8, 8)), r"x must be \[B, 1, H, W\]"),
         (lambda: one.model.decode(images(2, 1, 4, 4)), r"latents must be \[B, 3, h, w\]"),

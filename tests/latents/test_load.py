@@ -10,6 +10,7 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import fastdiff as fd
 from fastdiff import checkpoint as checkpoints
@@ -32,7 +33,7 @@ TINY: dict[str, Any] = {
 def save(folder: Path, **changes: Any) -> diffusers.AutoencoderKL:
     """Save a random one, with other arguments."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.manual_seed(1)  # a network that is only built, and not read, has the weights of seed 0
         network = diffusers.AutoencoderKL(**{**TINY, **changes}).eval()
     network.save_pretrained(folder)
     return network
@@ -55,6 +56,16 @@ def test_latents_and_images_are_those_of_diffusers(tmp_path: Path) -> None:
     assert "torchvision" not in sys.modules
 
 
+def test_sample_size_may_be_a_pair(tmp_path: Path) -> None:
+    """Height and width."""
+    save(tmp_path, sample_size=[8, 6])
+    assert fd.latents.from_diffusers(tmp_path).shape == (1, 8, 6)
+    save(tmp_path, sample_size=[8])
+    assert fd.latents.from_diffusers(tmp_path, shape=(1, 4, 4)).shape == (1, 4, 4)
+    with pytest.raises(InputError, match="does not say the size of images"):
+        fd.latents.from_diffusers(tmp_path)
+
+
 @pytest.mark.parametrize("factor", [None, 0.0])
 def test_no_shift(tmp_path: Path, factor: float | None) -> None:
     """Older autoencoders, such as that of Stable Diffusion 1, have none."""
@@ -64,8 +75,10 @@ def test_no_shift(tmp_path: Path, factor: float | None) -> None:
 
 def test_half_precision_is_read_as_float32(tmp_path: Path) -> None:
     """Whatever the weights are stored in."""
-    save(tmp_path).half().save_pretrained(tmp_path)
+    theirs = save(tmp_path).half()
+    theirs.save_pretrained(tmp_path)
     ours = fd.latents.from_diffusers(tmp_path)
+    assert all(torch.equal(ours.model.network.state_dict()[name], v.float()) for name, v in theirs.state_dict().items())
     assert {value.dtype for value in ours.model.state_dict().values()} == {torch.float32}
 
 
@@ -103,6 +116,11 @@ def test_what_is_not_one_is_refused(tmp_path: Path) -> None:
     weights.unlink()
     torch.save(network.state_dict(), weights.with_suffix(".bin"))
     refused("holds no safetensors file")
+    network.save_pretrained(tmp_path / "vae")
+    save_file({name: value for name, value in load_file(weights).items() if "decoder.conv_in" not in name}, weights)
+    refused("does not hold the weights .*: no decoder.conv_in")
+    save(tmp_path / "vae", latents_mean=(0.0, 1.0, 2.0), latents_std=(1.0, 1.0, 1.0))
+    refused("scales each channel of its latents by itself")
     config = tmp_path / "vae" / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "_class_name": "UNet2DModel"}))
     refused("does not describe an AutoencoderKL")

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 import fastdiff as fd
 from fastdiff import checkpoint as checkpoints
@@ -18,12 +19,22 @@ from fastdiff import cli
 from fastdiff.checkpoint import Checkpoint
 from fastdiff.errors import InputError
 from fastdiff.likelihood import evaluate
-from fastdiff.models import MLP, MLPConfig, UNet, UNetConfig
+from fastdiff.models import MLP, ConvAutoencoder, ConvAutoencoderConfig, MLPConfig, UNet, UNetConfig
 from fastdiff.train import data as datasets
 
 T = 6
+
+
+@torch.no_grad()
+def trained(model: Any) -> Any:
+    """A network whose every weight counts, the labels' too; at first the last layer gives 0."""
+    for k, parameter in enumerate(model.parameters()):
+        parameter.add_(0.3 * fd.noise.normal((1, *parameter.shape), seed=k)[0])
+    return model.eval()
+
+
 LEARNED = Checkpoint(
-    MLP(MLPConfig(width=8, classes=2, learn_variance=True), seed=1).eval(),
+    trained(MLP(MLPConfig(width=8, classes=2, learn_variance=True), seed=1)),
     fd.schedules.cosine(T),
     prediction="v",
     shape=(2,),
@@ -31,9 +42,9 @@ LEARNED = Checkpoint(
     clip=None,
     data="moons",
 )
-FIXED = replace(LEARNED, model=MLP(MLPConfig(width=8, classes=2), seed=1).eval())
+FIXED = replace(LEARNED, model=trained(MLP(MLPConfig(width=8, classes=2), seed=1)))
 DIGITS = Checkpoint(
-    UNet(UNetConfig(channels=1, width=8, blocks=1, classes=10), seed=1).eval(),
+    trained(UNet(UNetConfig(channels=1, width=8, blocks=1, classes=10), seed=1)),
     *(fd.schedules.cosine(T), "v", (1, 8, 8), tuple("0123456789"), 1.0, "digits"),
 )
 
@@ -112,12 +123,18 @@ def test_command_line_samples_a_learned_variance(
 # --- fastdiff eval
 
 
+def spread(rows: Any, count: int) -> tuple[Tensor, Tensor]:
+    """Samples and classes, from the first to the last of the data, at even distances."""
+    x0, y = zip(*(rows[int(i)] for i in torch.linspace(0, len(rows) - 1, count, dtype=torch.float64)), strict=True)
+    return torch.stack(x0), torch.stack(y)
+
+
 @pytest.mark.parametrize("checkpoint", [FIXED, LEARNED], ids=["fixed", "learned"])
 def test_bound_of_points_is_reported_in_nats(checkpoint: Checkpoint) -> None:
-    """The parts are those of `likelihood.bound` on the first samples of the held-out split, given their classes."""
+    """The parts are those of `likelihood.bound` on samples all over the held-out split, given their classes."""
     report = evaluate.likelihood(checkpoint, count=20, progress=False)
     rows = datasets.load("moons", split="held-out").dataset
-    x0, y = (torch.stack([rows[i][column] for i in range(20)]) for column in (0, 1))
+    x0, y = spread(rows, 20)
     variance = "learned_range" if checkpoint is LEARNED else "small"
     terms = fd.likelihood.bound(
         *(checkpoint.model, x0, checkpoint.schedule), prediction="v", variance=variance, cond={"y": y}
@@ -136,7 +153,7 @@ def test_images_are_reported_in_bits() -> None:
     """Digits have 17 levels and 64 elements; nats over 64 ln 2. The network's clip is the model's."""
     report = evaluate.likelihood(DIGITS, count=3, progress=False)
     rows = datasets.load("digits", split="held-out").dataset
-    x0, y = (torch.stack([rows[i][column] for i in range(3)]) for column in (0, 1))
+    x0, y = spread(rows, 3)
     found = fd.likelihood.bound(
         *(DIGITS.model, x0, DIGITS.schedule), prediction="v", levels=17, clip=1.0, cond={"y": y}
     )
@@ -144,14 +161,26 @@ def test_images_are_reported_in_bits() -> None:
     assert report["parts"]["bound"]["mean"] == pytest.approx(found.mean, rel=1e-12)
 
 
-def test_ode_is_reported() -> None:
-    """-log p per dimension, of the ODE that begins where the sampler does."""
-    checkpoint = replace(FIXED, schedule=fd.schedules.cosine(60))
+def test_network_of_latents_is_refused() -> None:
+    """What it predicts is no data; one line, before anything is read."""
+    autoencoder = fd.latents.Autoencoder(
+        ConvAutoencoder(ConvAutoencoderConfig(channels=1, width=8)), (1, 8, 8), "digits"
+    )
+    network = UNet(UNetConfig(channels=4, width=8)).eval()
+    latent = Checkpoint(network, FIXED.schedule, "v", (4, 4, 4), (), None, "digits", autoencoder)
+    with pytest.raises(InputError, match="likelihood of latents says nothing"):
+        evaluate.likelihood(latent)
+
+
+@pytest.mark.parametrize("of", [FIXED, LEARNED], ids=["fixed", "learned"])
+def test_ode_is_reported(of: Checkpoint) -> None:
+    """-log p per dimension, of the ODE that begins where the sampler does; a learned variance takes no part."""
+    checkpoint = replace(of, schedule=fd.schedules.cosine(60))
     report = evaluate.likelihood(
         checkpoint, count=4, method="ode", trace="exact", sampler="ddim", split="train", progress=False
     )
     rows = datasets.load("moons").dataset
-    x0, y = (torch.stack([rows[i][column] for i in range(4)]) for column in (0, 1))
+    x0, y = spread(rows, 4)
     nats = fd.likelihood.log_likelihood(
         *(checkpoint.model, x0, checkpoint.schedule), prediction="v", plan=checkpoint.plan("ddim"), cond={"y": y}
     )

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastdiff import samplers, schedules
+from fastdiff import noise, samplers, schedules
 from fastdiff.errors import InputError, NonFiniteError
 from fastdiff.likelihood import log_likelihood
 from fastdiff.likelihood.data import dequantised
@@ -177,7 +177,10 @@ def test_stochastic_sampler_has_no_likelihood(name: str) -> None:
         ({"prediction": "eps_step"}, "known at the schedule's own levels"),
         ({"x0": torch.zeros(0, 2)}, r"x0 must be floats \[B, ...\]"),
         ({"cond": {"y": torch.zeros(5)}}, "must have the batch of 2 first"),
-        ({"plan": samplers.ddim(schedules.flow(10), steps=5, prediction="v", spacing="trailing")}, "no first level"),
+        (
+            {"plan": samplers.ddim(schedules.flow(10), steps=5, prediction="v", spacing="trailing")},
+            "does not begin at a level of both signal and noise",
+        ),
     ],
 )
 def test_wrong_input_is_refused_before_any_work(arguments: dict[str, Any], message: str) -> None:
@@ -192,3 +195,20 @@ def test_network_that_fails_is_named() -> None:
     """NaN ends the integration at once, and says where."""
     with pytest.raises(NonFiniteError, match=r"NaN or infinity .* log\(sigma / alpha\) = "):
         log_likelihood(lambda x, t: x * math.nan, MIXTURE.sample(2), SCHEDULES["vp"])
+
+
+@pytest.mark.parametrize("probe", ["rademacher", "gaussian"])
+def test_probes_are_not_the_start_of_sampling(probe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sample's probe is drawn from the stream "probe", or it would depend on a sample of the same seed and index."""
+    streams: list[str] = []
+
+    def noted(shape: Any, *whose: Any, stream: str = "init", device: Any = None) -> torch.Tensor:
+        streams.append(stream)
+        return draw(shape, *whose, stream=stream, device=device)
+
+    draw = noise.PROBES[probe]
+    monkeypatch.setitem(noise.PROBES, probe, noted)
+    schedule, tolerance = schedules.cosine(20), {"rtol": 1e-2, "atol": 1e-2}
+    network = GaussianMixture([[0.0, 0.0]], [0.5]).network(schedule, "v")
+    log_likelihood(network, torch.zeros(1, 2), schedule, prediction="v", trace="hutchinson", probe=probe, **tolerance)
+    assert streams == ["probe"]

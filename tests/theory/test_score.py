@@ -94,10 +94,15 @@ def test_tweedie(schedule: Schedule, level: int) -> None:
 @SYSTEMS
 @pytest.mark.parametrize("name", prediction.names())
 def test_every_prediction_says_the_same(schedule: Schedule, name: str) -> None:
-    """Each is linear in (x0, eps), so that its best guess, E[out | x_t], gives back E[x0 | x_t] and E[eps | x_t]."""
+    """Each is linear in (x0, eps), so that its best guess, E[out | x_t], gives back E[x0 | x_t] and E[eps | x_t].
+
+    Not where a consistency network is not heard: at sigma_min its x0 is x / alpha by definition.
+    """
     for level in LEVELS:
         alpha, sigma = schedule.alpha[[level]], schedule.sigma[[level]]
         c = prediction.coefficients(name, alpha, sigma, schedule.step_sigma[[level]])
+        if name == "consistency" and c.po == 0:
+            continue
         for x in some_x(alpha.item(), sigma.item()):
             x0 = expected_x0(x, alpha.item(), sigma.item())
             score = MIXTURE.score(column(x), alpha.item(), sigma.item()).item()
@@ -123,6 +128,8 @@ def test_one_step_noise(level: int) -> None:
         expected = p @ (z - kept * GRID) / step / p.sum()
         eps = MIXTURE.eps(column(z), alpha, sigma).item()
         assert expected == pytest.approx(step / sigma * eps, rel=1e-9, abs=1e-9)  # the grid, as above
+        learnt = prediction.coefficients("eps_step", schedule.alpha, schedule.sigma, schedule.step_sigma)
+        assert expected == pytest.approx(learnt.te[level] * eps, rel=1e-9, abs=1e-9)
 
 
 @settings(deadline=None)

@@ -190,6 +190,7 @@ def test_latent_diffusion_is_given_latents_of_the_batch(trained: Path) -> None:
     assert torch.equal(loss, plain.loss(model, batch_of(z, cond=cond)))
     loss.sum().backward()
     assert all(parameter.grad is None for parameter in task.saved(model).latents.model.parameters())
+    assert task.data.levels is None  # latents are continuous, whatever the data are: L_0 is a density
 
 
 def test_latent_checkpoint_needs_no_other_folder(trained: Path, tmp_path: Path) -> None:
@@ -219,6 +220,10 @@ def test_resume_needs_the_same_autoencoder(trained: Path, tmp_path: Path) -> Non
     train(dataclasses.replace(config, latents=None), tmp_path / "pixels")
     with pytest.raises(InputError, match="cannot resume: the run began with another autoencoder, or with none"):
         train(config, tmp_path / "pixels", resume=True)
+    with pytest.raises(InputError, match="cannot resume: the run began with another autoencoder, or with none"):
+        train(dataclasses.replace(config, latents=None), tmp_path / "run", resume=True)
+    # The run itself holds its autoencoder, should the folder be gone.
+    train(dataclasses.replace(config, latents=str(tmp_path / "run")), tmp_path / "run", resume=True)
 
 
 @pytest.mark.parametrize("kind", ["vae", "latents"])

@@ -108,10 +108,11 @@ def test_settings_survive_json(lr: float, ema: float, seed: int) -> None:
     ("name", "value"),
     [
         *((name, value) for name in ("T", "steps", "batch", "save_every", "sample_every") for value in (0, -1)),
-        *((name, value) for name in ("lr", "clip_norm") for value in (0.0, -1.0, float("nan"))),
+        *((name, value) for name in ("lr", "clip_norm") for value in (0.0, -1.0, float("nan"), float("inf"))),
         *((name, value) for name in ("dropout", "condition_dropout", "ema") for value in (-0.1, 1.0, float("nan"))),
         *((name, -1) for name in ("warmup", "weight_decay", "seed", "workers")),
         ("weight_decay", float("nan")),
+        ("weight_decay", float("inf")),
     ],
 )
 def test_number_out_of_range_is_refused_by_name(name: str, value: float) -> None:

@@ -16,6 +16,7 @@ from fastdiff.checkpoint import WEIGHTS, newest_step
 from fastdiff.train import TrainConfig
 from fastdiff.train.trainer import train
 
+ROOT = Path(__file__).parents[2]
 CONFIG = TrainConfig(data="moons", width=16, T=50, steps=20, batch=16, warmup=5, schedule="cosine")
 # After 20 steps of 16 samples every one of 4 levels is known ten times, and the losses decide about the last ten.
 IMPORTANCE = replace(CONFIG, objective="l_gamma", weighting="min_snr", times="importance", T=4, steps=30)
@@ -40,7 +41,8 @@ def test_two_processes_train_what_one_does(config: TrainConfig, tmp_path: Path) 
             *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"),
             *(str(script), repr(config.to_dict()), str(tmp_path / "two")),
         ],
-        env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        cwd=ROOT,
+        env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,
         timeout=300,
         check=True,

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
 from fastdiff import noise, schedules
 from fastdiff.errors import InputError
+from fastdiff.models import ConvAutoencoder, ConvAutoencoderConfig, UNet, UNetConfig
 from fastdiff.schedules import Schedule
+from fastdiff.train import TrainConfig
 from fastdiff.train.batch import Batch
-from fastdiff.train.objectives import l_simple
+from fastdiff.train.data import Data
+from fastdiff.train.objectives import OBJECTIVES, Loss, l_simple
+from fastdiff.train.objectives.autoencoding import denoising_autoencoder, vae
+from fastdiff.train.objectives.score_matching import l_sliced
+from fastdiff.train.objectives.variational import l_hybrid, l_vlb
 
 SEED, STEP = 11, 29
 SCHEDULES = {
@@ -70,7 +78,7 @@ def value(loss: Tensor) -> float:
 def test_loss_is_the_formula(prediction: str, name: str, shape: tuple[int, ...]) -> None:
     """Mean squared error against each prediction's own target, in float64 from (x0, eps, alpha, sigma).
 
-    A score's error has the weight sigma^2 (Song & Ermon 2019, eq. 5). Rounding of float32 is 6e-8 for each of about
+    A score's error has the weight sigma^2 (Song & Ermon 2019, eq. 6). Rounding of float32 is 6e-8 for each of about
     ten operations; karras multiplies it by levels up to 80, relative to a loss that has the same factor.
     """
     schedule = SCHEDULES[name]
@@ -191,3 +199,50 @@ def test_prediction_that_cannot_be_sampled_is_not_trained(prediction: str) -> No
     x0, t, index = data(2, 1, 4, 4)
     with pytest.raises(InputError, match="alpha is 0"):
         loss_of(Recorder(), x0, t, index, SCHEDULES["flow"], prediction)
+
+
+def test_consistency_is_refused() -> None:
+    """Towards sigma_min its target grows without bound: one line says what to use instead."""
+    with pytest.raises(InputError, match="use l_gamma, --weighting edm"):
+        l_simple(schedules.karras(50), "consistency")
+
+
+# The settings of a run that an objective reads, and the objective that they should make.
+DIGITS = Data("digits", TensorDataset(torch.zeros(1, 1, 8, 8), torch.zeros(1)), (1, 8, 8), (), levels=17)
+WIRED: dict[str, tuple[TrainConfig, Callable[[Schedule], Loss]]] = {
+    "l_vlb": (
+        TrainConfig(objective="l_vlb", variance="large", prediction="v"),
+        lambda schedule: l_vlb(schedule, "v", "large", 17),
+    ),
+    "l_hybrid": (
+        TrainConfig(objective="l_hybrid", vlb_weight=0.5, prediction="v"),
+        lambda schedule: l_hybrid(schedule, "v", 17, 0.5),
+    ),
+    "sliced": (
+        TrainConfig(objective="sliced", probes="gaussian", prediction="score"),
+        lambda schedule: l_sliced(schedule, "score", "gaussian"),
+    ),
+    "denoising_autoencoder": (
+        TrainConfig(objective="denoising_autoencoder", corruption=0.7),
+        lambda schedule: denoising_autoencoder(0.7),
+    ),
+    "vae": (TrainConfig(objective="vae", kl_weight=0.3), lambda schedule: vae(0.3)),
+}
+
+
+@pytest.mark.parametrize("name", WIRED)
+def test_objective_reads_the_settings_of_its_run(name: str) -> None:
+    """Made by name it is the function called with these settings and the data's levels, to the bit."""
+    config, build = WIRED[name]
+    schedule = SCHEDULES["cosine"]
+    x0 = torch.linspace(-1, 1, 17)[torch.arange(3 * 64) % 17].reshape(3, 1, 8, 8)
+    batch = batch_of(x0, torch.tensor([0, 1, 30]), torch.arange(3), {})
+    if OBJECTIVES[name].trains == "autoencoding":
+        model: nn.Module = ConvAutoencoder(ConvAutoencoderConfig(channels=1, width=8, variational=name == "vae"))
+    else:
+        model = UNet(UNetConfig(channels=1, width=8, learn_variance=name == "l_hybrid"))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1)  # outputs are 0 at first
+    expected = build(schedule)(model, batch)
+    assert torch.equal(OBJECTIVES[name].make(config, schedule, DIGITS)(model, batch), expected)

@@ -246,6 +246,17 @@ def test_run_with_importance_learns_its_losses(tmp_path: Path, monkeypatch: pyte
     assert np.ptp(run.times.probabilities()) > 0.02
 
 
+def test_importance_is_told_the_losses_themselves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not those over `T p_t`: what it has learnt would else feed back into what it learns."""
+    run = Trainer(RUN, tmp_path)
+    told: list[Floats] = []
+    monkeypatch.setattr(Importance, "learn", lambda self, t, loss: told.append(loss))
+    batch = replace(next(run._batches()), weight=torch.linspace(0, 3, RUN.batch))
+    expected = run.task.loss(run.model, batch).detach().double().numpy()
+    run._advance(batch)
+    assert np.array_equal(told[0], expected)
+
+
 def test_losses_are_weighted(tmp_path: Path) -> None:
     """What is minimised is `mean(weight loss)`: a sample of weight 0 moves nothing."""
     run = Trainer(replace(RUN, weight_decay=0.0), tmp_path)

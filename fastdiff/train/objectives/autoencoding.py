@@ -20,7 +20,7 @@ def autoencoder() -> Loss:
 
 
 def denoising_autoencoder(corruption: float) -> Loss:
-    """Return `mean (D(E(x + corruption eps)) - x)^2`, over the values of a sample (Vincent et al. 2008).
+    """Return `mean (D(E(x + corruption eps)) - x)^2`, over the values of a sample (Vincent et al. 2010).
 
     Args:
         corruption: standard deviation of the noise that is added to x, >= 0.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastdiff import prediction as predictions
+from fastdiff.errors import InputError
 from fastdiff.forward import q_sample
 from fastdiff.guidance.branches import Model
 from fastdiff.noise_loss import noise_loss
@@ -25,8 +26,11 @@ def l_simple(schedule: Schedule, prediction: str) -> Loss:
     A score's error is weighted by sigma^2 (Song & Ermon 2019, eq. 6), which makes it the error of eps.
 
     Raises:
-        InputError: the prediction is unknown, or cannot be found at a level of the schedule.
+        InputError: the prediction is unknown, cannot be found at a level of the schedule, or is "consistency", whose
+            target grows without bound towards sigma_min.
     """
+    if prediction == "consistency":
+        raise InputError("l_simple would weigh a consistency output without bound: use l_gamma, --weighting edm")
     return _weighted(schedule, prediction, schedule.sigma**2 if prediction == "score" else np.ones(len(schedule)))
 
 

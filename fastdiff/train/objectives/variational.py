@@ -73,7 +73,10 @@ def l_hybrid(schedule: Schedule, prediction: str, levels: int | None = None, wei
         answer: list[Tensor] = []
 
         def mean(x: Tensor, t: Tensor, **cond: Any) -> Tensor:
-            answer.extend(model(x, t, **cond).chunk(2, dim=1))
+            out = model(x, t, **cond)
+            if out.shape[1] != 2 * x.shape[1]:
+                raise InputError("l_hybrid trains the variance: the network must give twice the channels of x")
+            answer.extend(out.chunk(2, dim=1))
             return answer[0]
 
         def given_mean(x: Tensor, t: Tensor, **cond: Any) -> Tensor:

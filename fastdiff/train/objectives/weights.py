@@ -36,7 +36,8 @@ def of_output(gamma: str | npt.ArrayLike, schedule: Schedule, prediction: str) -
         prediction: what the network predicts.
 
     Raises:
-        InputError: the name is unknown, or there is not one finite weight >= 0 for each level.
+        InputError: a name is unknown, the prediction cannot be found at a level of the schedule, or there is not one
+            finite weight >= 0 for each level.
     """
     found = predictions.coefficients(prediction, schedule.alpha, schedule.sigma, schedule.step_sigma)
     if isinstance(gamma, str):

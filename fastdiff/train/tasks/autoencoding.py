@@ -64,5 +64,6 @@ class Autoencoding:
     def _some(self, count: int, device: torch.device) -> Iterator[Tensor]:
         """Yield up to `count` of the training images, from all of their parts, in batches."""
         chosen = np.linspace(0, len(self.data) - 1, min(count, len(self.data))).astype(int)
-        for start in range(0, len(chosen), CHUNK):
-            yield torch.stack([self.data.dataset[int(i)][0] for i in chosen[start : start + CHUNK]]).to(device)
+        size = min(CHUNK, self.config.batch)
+        for start in range(0, len(chosen), size):
+            yield torch.stack([self.data.dataset[int(i)][0] for i in chosen[start : start + size]]).to(device)
