@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from PIL import Image
 from torch import Tensor
 
@@ -37,28 +36,6 @@ VAE = TrainConfig(
     save_every=2,
     sample_every=100,
 )
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Every test is a program of its own to Accelerate, which keeps its state for the life of one; it uses the CPU."""
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    AcceleratorState._reset_state(reset_partial_state=True)
-    with torch.random.fork_rng(devices=[]):
-        yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
-@pytest.fixture(autouse=True)
-def no_samples(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures are most of a tiny run's time: only tests marked so draw them."""
-    if "pictures" not in request.fixturenames:
-        monkeypatch.setattr(Trainer, "_draw_samples", lambda self: None)
-
-
-@pytest.fixture
-def pictures() -> None:
-    """Ask for pictures."""
 
 
 @pytest.fixture(scope="module")

@@ -5,14 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from PIL import Image
 from torch import Tensor
 
@@ -31,22 +29,6 @@ POINTS = TrainConfig(
 )
 DIGITS = dataclasses.replace(POINTS, data="digits", dropout=0.3)
 CONFIGS = pytest.mark.parametrize("config", [DIGITS, POINTS], ids=["U-Net", "MLP"])
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Every test is a program of its own to Accelerate, which keeps its state for the life of one; it uses the CPU."""
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    AcceleratorState._reset_state(reset_partial_state=True)
-    with torch.random.fork_rng(devices=[]):
-        yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
-@pytest.fixture
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Most of a tiny run's time."""
-    monkeypatch.setattr(Classification, "draw", lambda self, model, file: None)
 
 
 # --- the loss
@@ -97,7 +79,7 @@ def test_shares_of_a_batch_lose_what_it_loses_whole() -> None:
 
 
 @CONFIGS
-def test_stopped_and_resumed_run_ends_in_the_same_bits(config: TrainConfig, tmp_path: Path, no_pictures: None) -> None:
+def test_stopped_and_resumed_run_ends_in_the_same_bits(config: TrainConfig, tmp_path: Path) -> None:
     """Averaged and raw weights and the optimiser's moments."""
     whole = train(config, tmp_path / "whole")
     run = Trainer(config, tmp_path / "stopped")
@@ -111,7 +93,7 @@ def test_stopped_and_resumed_run_ends_in_the_same_bits(config: TrainConfig, tmp_
 
 
 @CONFIGS
-def test_a_run_holds_a_classifier(config: TrainConfig, tmp_path: Path, no_pictures: None) -> None:
+def test_a_run_holds_a_classifier(config: TrainConfig, tmp_path: Path) -> None:
     """With the data's shape and classes and the run's schedule, so that it fits a diffusion run of these settings."""
     folder = train(config, tmp_path / "classifier")
     assert json.loads((folder / "config.json").read_text())["holds"] == "classifier"
@@ -133,7 +115,7 @@ def test_untrained_loss_is_that_of_guessing(tmp_path: Path) -> None:
     assert float(loss.mean()) == pytest.approx(math.log(10), abs=0.25)
 
 
-def test_it_learns_what_bayes_says(tmp_path: Path, no_pictures: None) -> None:
+def test_it_learns_what_bayes_says(tmp_path: Path) -> None:
     """Of eight Gaussians on a ring: the loss of a short run comes near to the best there is, and not below.
 
     400 steps measured 0.015 nats above its 1.31 with this seed, with a standard error of 0.004: five of them below 0,
@@ -156,7 +138,7 @@ def test_it_learns_what_bayes_says(tmp_path: Path, no_pictures: None) -> None:
 
 
 @CONFIGS
-def test_the_picture_shows_accuracy(config: TrainConfig, tmp_path: Path) -> None:
+def test_the_picture_shows_accuracy(config: TrainConfig, tmp_path: Path, pictures: None) -> None:
     """A PNG at every `sample_every` steps and at the end, also for data that holds nothing out."""
     train(dataclasses.replace(config, steps=2, sample_every=1), tmp_path)
     files = sorted((tmp_path / "samples").iterdir())
@@ -165,7 +147,7 @@ def test_the_picture_shows_accuracy(config: TrainConfig, tmp_path: Path) -> None
         assert (image.format, image.size) == ("PNG", (480, 480))
 
 
-def test_a_picture_of_data_that_holds_nothing_out(tmp_path: Path) -> None:
+def test_a_picture_of_data_that_holds_nothing_out(tmp_path: Path, pictures: None) -> None:
     """Fewer than ten images of a class: only what is trained on is shown, and the run goes on."""
     for name in ("dark", "light"):
         (tmp_path / "data" / name).mkdir(parents=True)
@@ -185,7 +167,7 @@ def test_data_without_classes_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_a_diffusion_run_is_not_resumed_as_a_classifier(tmp_path: Path, no_pictures: None) -> None:
+def test_a_diffusion_run_is_not_resumed_as_a_classifier(tmp_path: Path) -> None:
     """The error names the setting."""
     train(POINTS, tmp_path)
     with pytest.raises(fd.InputError, match="cannot resume: objective was 'classifier', now 'l_simple'"):

@@ -269,8 +269,6 @@ def test_stopped_and_resumed_run_ends_in_the_same_bits(
     config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Directions, like noise, are a function of seed and step: nothing is lost where a run stops."""
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    monkeypatch.setattr(Trainer, "_draw_samples", lambda self: None)
     config = dataclasses.replace(config, save_every=2)
     whole = train(config, tmp_path / "whole")
     save = Trainer._save
@@ -291,7 +289,7 @@ def test_stopped_and_resumed_run_ends_in_the_same_bits(
 
 @pytest.mark.parametrize(("schedule", "T"), [("geometric", 5), ("cosine", 20), ("geometric", 1 + 1)])
 def test_picture_of_a_run_shows_the_score(
-    schedule: str, T: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    schedule: str, T: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pictures: None
 ) -> None:
     """Of points: data, the score at three levels, or all if there are fewer, and samples, each 480 pixels square."""
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")

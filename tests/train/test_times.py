@@ -196,13 +196,6 @@ RUN = TrainConfig(
 )
 
 
-@pytest.fixture(autouse=True)
-def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs here are tiny, and draw no pictures."""
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    monkeypatch.setattr(Trainer, "_draw_samples", lambda self: None)
-
-
 @pytest.mark.parametrize("name", TIMES)
 def test_resumed_run_ends_in_the_same_bits(name: str, tmp_path: Path) -> None:
     """Interrupted after its first checkpoint, with what it had learnt of the losses since then forgotten again."""

@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from itertools import islice, pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -43,28 +42,6 @@ POINTS = TrainConfig(
     data="moons", width=8, T=10, steps=10, batch=8, warmup=2, save_every=4, sample_every=100, schedule="cosine"
 )
 DIGITS = dataclasses.replace(POINTS, data="digits", dropout=0.3)
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Every test is a program of its own to Accelerate, which keeps its state for the life of one; it uses the CPU."""
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    AcceleratorState._reset_state(reset_partial_state=True)
-    with torch.random.fork_rng(devices=[]):
-        yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
-@pytest.fixture(autouse=True)
-def no_samples(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing sample grids is most of a tiny run's time: only tests marked so draw them."""
-    if "samples" not in request.fixturenames:
-        monkeypatch.setattr(Trainer, "_draw_samples", lambda self: None)
-
-
-@pytest.fixture
-def samples() -> None:
-    """Ask for sample grids."""
 
 
 def weights(folder: Path) -> dict[str, str]:
@@ -174,7 +151,7 @@ def test_killed_run_resumes_to_the_same_bits(tmp_path: Path) -> None:
     assert weights(train(DIGITS, run, resume=True)) == weights(train(DIGITS, tmp_path / "whole"))
 
 
-def test_settings_that_are_free_change_no_bit(tmp_path: Path, samples: None) -> None:
+def test_settings_that_are_free_change_no_bit(tmp_path: Path, pictures: None) -> None:
     """How often a run saves and draws samples, and who reads the data, leave the weights as they are."""
     free = {"save_every": 3, "sample_every": 2, "workers": 1}
     assert weights(train(dataclasses.replace(POINTS, **free), tmp_path / "a")) == weights(train(POINTS, tmp_path / "b"))
@@ -527,7 +504,7 @@ def test_dropout_differs_between_processes() -> None:
     [(DIGITS, (8 * 34 + 2, 10 * 34 + 2)), (POINTS, (480, 480))],
     ids=["digits", "points"],
 )
-def test_sample_grids_are_pngs(tmp_path: Path, config: TrainConfig, size: tuple[int, int], samples: None) -> None:
+def test_sample_grids_are_pngs(tmp_path: Path, config: TrainConfig, size: tuple[int, int], pictures: None) -> None:
     """One picture at every `sample_every` steps and at the end, a row for each class."""
     train(dataclasses.replace(config, steps=5, sample_every=3), tmp_path)
     assert listing(tmp_path / "samples") == ["step-00000003.png", "step-00000005.png"]

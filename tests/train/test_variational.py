@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from fastdiff import checkpoint as checkpoints
@@ -27,16 +25,6 @@ LEVELS = 17
 RUN = TrainConfig(
     *("moons",), objective="l_hybrid", times="importance", width=8, T=10, steps=6, batch=8, warmup=2, sample_every=100
 )
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Every test is a program of its own to Accelerate, which keeps its state for the life of one; it uses the CPU."""
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    AcceleratorState._reset_state(reset_partial_state=True)
-    with torch.random.fork_rng(devices=[]):
-        yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 class Network(nn.Module):
@@ -164,7 +152,9 @@ def test_network_learns_a_variance_where_the_objective_does(data: str, settings:
     assert tasks.make(TrainConfig(data, T=10, **settings), datasets.load(data)).description["learn_variance"] is learns
 
 
-def test_run_resumes_bit_for_bit_and_is_sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_resumes_bit_for_bit_and_is_sampled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pictures: None
+) -> None:
     """A stopped l_hybrid run with importance-sampled times ends in the bits of one that never stopped; it draws."""
     whole = train(RUN, tmp_path / "whole", progress=False)
     advance = Trainer._advance
