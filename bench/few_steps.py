@@ -17,7 +17,6 @@ import math
 import sys
 import time
 from collections.abc import Callable, Mapping
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated, Any, Protocol
 
@@ -162,7 +161,7 @@ def run(out: Path, samples: Mapping[str, int], *, resume: bool = False) -> few_s
     path = out / few_steps_report.JSON
     measured = {"samples": dict(samples), "seed": SEED, "exact steps": EXACT_STEPS, "spacings": SPACINGS}
     setup = {**measured, "machine": machines.describe(), "torch": torch.__version__}
-    results: few_steps_report.Results = {"setup": setup, "started": _now(), "floor": {}, "cells": []}
+    results: few_steps_report.Results = {"setup": setup, "started": machines.now(), "floor": {}, "cells": []}
     if resume and path.exists():
         results = few_steps_report.read(path)
         if results["setup"] != setup:
@@ -199,10 +198,6 @@ def _scores(problem: Problem, plan: Plan, exact: Tensor) -> Mapping[str, float |
         return {"failed": str(error)}
     distance = {} if plan.draws_noise else {"distance": float((x - exact).square().mean().sqrt())}
     return {**problem.score(x), **distance}
-
-
-def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def main(

@@ -1,13 +1,19 @@
-"""What a measurement was made on."""
+"""What a measurement was made on, and when."""
 
 from __future__ import annotations
 
 import os
 import platform
 import subprocess
+from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
+
+
+def now() -> str:
+    """Return the time in UTC, to the second."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def cpu() -> str:

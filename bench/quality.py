@@ -20,7 +20,6 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, cast
 
@@ -207,7 +206,7 @@ def run(name: str, out: Path, settings: Settings, *, resume: bool = False) -> Re
             "floor": judge.distances(train.x),
             "copier": {str(count): judge.copier(train, count, settings.seed) for count in counts},
         }
-        results = {"setup": setup, "started": _now(), **real, "grid": grid(sampler), "cells": []}
+        results = {"setup": setup, "started": machines.now(), **real, "grid": grid(sampler), "cells": []}
 
     todo = remaining(settings.cells(), results)
     with tqdm(total=sum(cell.evaluations for cell in todo), desc="quality", unit="eval", disable=None) as bar:
@@ -312,10 +311,6 @@ def _branches(guidance: float) -> int:
 def _flat(x: Tensor) -> npt.NDArray[np.float32]:
     flat: npt.NDArray[np.float32] = x.flatten(1).numpy()
     return flat
-
-
-def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def main(

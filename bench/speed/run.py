@@ -7,7 +7,6 @@ import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
 from itertools import product
 from pathlib import Path
 
@@ -90,7 +89,7 @@ def run(parts: Sequence[Settings], path: Path, report: Callable[[Entry], None], 
     The file holds this run from the beginning on, before its first entry too.
     """
     device, end = parts[0].device, time.perf_counter() + seconds
-    results = Results(_now(), machine.describe(device), _versions(), _backend(device), device=device.type)
+    results = Results(machine.now(), machine.describe(device), _versions(), _backend(device), device=device.type)
     results.save(path)
     threads_before = torch.get_num_threads()
     try:
@@ -163,7 +162,3 @@ def _backend(device: torch.device) -> str:
 def _versions() -> dict[str, str]:
     installed = {name: version for name, version in system.info().versions.items() if version is not None}
     return {"python": platform.python_version(), **installed}
-
-
-def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
@@ -67,7 +66,7 @@ def likelihood(
     plan = checkpoint.plan(given.pop("sampler"), steps=steps) if "sampler" in given else None
     data = _data(checkpoint, spec or checkpoint.data, split)
     number = len(data) if count is None else min(whole("count", count, 2), len(data))
-    chosen = np.linspace(0, len(data) - 1, number).astype(int).tolist()  # folders come sorted by class
+    chosen = datasets.spread(len(data), number)
     x0, label = next(iter(DataLoader(Subset(data.dataset, chosen), batch_size=number)))
     place = next(checkpoint.model.parameters()).device
     cond = {"y": label.to(place)} if checkpoint.classes else {}

@@ -129,6 +129,12 @@ def batches(dataset_length: int, batch_size: int, seed: int, start: int = 0) -> 
     return stream()
 
 
+def spread(length: int, count: int) -> list[int]:
+    """Return up to `count` of the indices below `length` at even distances: folders come sorted by class."""
+    chosen: list[int] = np.linspace(0, length - 1, min(count, length)).astype(int).tolist()
+    return chosen
+
+
 def _digits(held_out: bool, size: int | None) -> Data:
     bundled = require("sklearn.datasets", "train").load_digits()
     train_test_split = require("sklearn.model_selection", "train").train_test_split

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from fastdiff.errors import InputError, MissingDependencyError
 from fastdiff.pictures import to_uint8
-from fastdiff.train.data import Data, batches, load
+from fastdiff.train.data import Data, batches, load, spread
 
 TOYS = ("swiss_roll", "moons", "gaussian_mixture", "checkerboard")
 
@@ -490,3 +490,9 @@ def test_batches_reject_bad_numbers_at_once() -> None:
     ):
         with pytest.raises(InputError, match=message):
             batches(*arguments)
+
+
+def test_spread_reaches_from_the_first_to_the_last() -> None:
+    """All parts of data that are sorted, each index once where there are fewer."""
+    assert spread(10, 4) == [0, 3, 6, 9]
+    assert spread(3, 10) == [0, 1, 2]

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,6 +13,7 @@ from fastdiff import pictures
 from fastdiff.errors import InputError
 from fastdiff.latents.autoencoder import CHUNK, Autoencoder
 from fastdiff.models import Model
+from fastdiff.train import data as datasets
 from fastdiff.train.config import TrainConfig
 from fastdiff.train.data import Data
 from fastdiff.train.objectives import OBJECTIVES
@@ -63,7 +63,7 @@ class Autoencoding:
 
     def _some(self, count: int, device: torch.device) -> Iterator[Tensor]:
         """Yield up to `count` of the training images, from all of their parts, in batches."""
-        chosen = np.linspace(0, len(self.data) - 1, min(count, len(self.data))).astype(int)
+        chosen = datasets.spread(len(self.data), count)
         size = min(CHUNK, self.config.batch)
         for start in range(0, len(chosen), size):
-            yield torch.stack([self.data.dataset[int(i)][0] for i in chosen[start : start + size]]).to(device)
+            yield torch.stack([self.data.dataset[i][0] for i in chosen[start : start + size]]).to(device)

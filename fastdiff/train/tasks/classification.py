@@ -72,6 +72,5 @@ class Classification:
 
 def _some(data: Data) -> tuple[Tensor, Tensor]:
     """Return up to `SAMPLES` of the data, from all of its parts."""
-    chosen = np.linspace(0, len(data) - 1, min(SAMPLES, len(data))).astype(int)
-    x0, y = zip(*(data.dataset[int(i)] for i in chosen), strict=True)
+    x0, y = zip(*(data.dataset[i] for i in datasets.spread(len(data), SAMPLES)), strict=True)
     return torch.stack(x0), torch.stack(y)
