@@ -82,7 +82,8 @@ def _consistency(alpha: Array, sigma: Array) -> Prediction:
     )
 
 
-_PREDICTIONS: dict[str, Callable[[Array, Array], Prediction]] = {
+Parameterisation = Callable[[Array, Array], Prediction]
+_PREDICTIONS: dict[str, Parameterisation] = {
     "eps": _eps,  # Ho et al. 2020, eq. 11
     "x0": _x0,
     "v": _v,  # alpha eps - sigma x0: Salimans & Ho 2022, appendix D
@@ -102,8 +103,10 @@ def names() -> tuple[str, ...]:
     return *_PREDICTIONS, _STEP
 
 
-def coefficients(prediction: str, alpha: Array, sigma: Array, step_sigma: Array | None = None) -> Prediction:
-    """Return the coefficients of a prediction at levels (alpha, sigma), float64 [n].
+def coefficients(
+    prediction: str | Parameterisation, alpha: Array, sigma: Array, step_sigma: Array | None = None
+) -> Prediction:
+    """Return the coefficients of a prediction at levels (alpha, sigma), float64 [n]; one that is a function makes them.
 
     "eps_step" is the noise of the last step alone, `x_t = alpha_t / alpha_{t-1} x_{t-1} + step_sigma eps_step`, with
     `E[eps_step | x_t] = step_sigma / sigma E[eps | x_t]`: the epsilon-decoder of progressive VAEs.
@@ -112,6 +115,8 @@ def coefficients(prediction: str, alpha: Array, sigma: Array, step_sigma: Array 
         InputError: the name is unknown, x0 cannot be found because alpha is 0 (eps and score predictions), or
             step_sigma, which only the schedule's own levels have, is missing where it is needed.
     """
+    if callable(prediction):
+        return prediction(alpha, sigma)
     build = lookup("prediction", prediction, {**_PREDICTIONS, _STEP: _eps})
     if prediction in _NEEDS_SIGNAL and (alpha == 0).any():
         raise InputError(f"a {prediction} prediction says nothing of x0 where alpha is 0: use v, x0 or flow")

@@ -75,6 +75,7 @@ class Visits(TypedDict, total=False):
         sigma_min, sigma_max: where spacings by sigma begin and end; None is the schedule's own range.
         final: where the last step lands: "zero" (clean data) or "sigma_min" (the schedule's cleanest level).
         start: how many levels to leave out at the noisy end, to begin from noised data.
+        levels: the levels themselves, noisiest first, and the one to land on; steps and spacing are then not used.
     """
 
     sigmas: npt.ArrayLike | None
@@ -82,6 +83,7 @@ class Visits(TypedDict, total=False):
     sigma_max: float | None
     final: str
     start: int
+    levels: Sequence[Level] | None
 
 
 def visited(
@@ -105,6 +107,9 @@ def visited(
     Raises:
         InputError: an argument is out of range, a name is unknown, two say which levels to visit, or no step is left.
     """
+    given = which.get("levels")
+    if given is not None:
+        return _given(given, timesteps, which)
     lands = lookup("final", which.get("final", "zero"), _LANDS)
     if spacing is None:
         near = schedule.sigma[-1] <= _FARTHEST * schedule.alpha[-1] or which.get("sigma_max") is not None
@@ -114,6 +119,15 @@ def visited(
         raise InputError("final='sigma_min' needs a last level above the schedule's cleanest: use another spacing")
     levels = found if lands else (*found, CLEAN)
     return levels[whole("start", which.get("start", 0), 0, len(levels) - 2) :]
+
+
+def _given(levels: Sequence[Level], timesteps: Sequence[int] | None, which: Visits) -> tuple[Level, ...]:
+    """Return levels that the caller gave, as they are. Raises InputError if there is no step, or more to choose by."""
+    if timesteps is not None or which.keys() - {"levels"}:
+        raise InputError("levels say all of which levels to visit: leave out timesteps, sigmas and the like")
+    if len(levels) < 2:
+        raise InputError(f"levels need one to visit and one to land on, got {len(levels)}")
+    return tuple(levels)
 
 
 def _chosen(

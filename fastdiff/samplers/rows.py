@@ -24,12 +24,12 @@ class Common(Visits, total=False):
     Attributes:
         clip: bound on |x0|; None for none.
         rederive_eps: find eps from the clipped x0 rather than take the network's own.
-        prediction: what the network predicts; see `fastdiff.prediction`.
+        prediction: what the network predicts, a name of `fastdiff.prediction` or a function like those there.
     """
 
     clip: float | None
     rederive_eps: bool
-    prediction: str
+    prediction: str | predictions.Parameterisation
 
 
 class Options(Common, total=False):
@@ -62,7 +62,7 @@ class Rows:
         *,
         clip: float | None = 1.0,
         rederive_eps: bool = True,
-        prediction: str = "eps",
+        prediction: str | predictions.Parameterisation = "eps",
         **which: Unpack[Visits],
     ) -> None:
         """Choose the levels; the arguments are those of `Options`. Raises InputError where one is out of range."""

@@ -1,0 +1,49 @@
+"""Levels as diffusers' schedulers have them, for plans of `fastdiff.samplers`."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from fastdiff.errors import lookup
+from fastdiff.prediction import Parameterisation, Prediction
+from fastdiff.samplers.levels import Level
+from fastdiff.schedules import Array, Schedule
+
+# Two levels far apart each: all levels of a run lie between them, and samplers ask for nothing but the coordinates.
+PRESERVING = Schedule(np.array([1.0, 0.0]), np.array([1e-12, 1.0]))
+EXPLODING = Schedule(np.ones(2), np.array([1e-12, 1e12]))
+
+# The least alpha: where a schedule ends in pure noise, diffusers divides by 0 and clips the infinity that follows.
+TINY = 2.0**-60
+
+
+def variance_preserving(alpha_bar: float, time: float = math.nan) -> Level:
+    """Return the level of `x = sqrt(abar) x0 + sqrt(1 - abar) eps`."""
+    return Level(max(math.sqrt(alpha_bar), TINY), math.sqrt(1 - alpha_bar), time, 1.0)
+
+
+def exploding(sigma: float, time: float = math.nan) -> Level:
+    """Return the level of `x = x0 + sigma eps`, whose network is given `x / sqrt(sigma^2 + 1)`."""
+    return Level(1.0, sigma, time, 1 / math.hypot(sigma, 1.0))
+
+
+def v_of_unit_variance(alpha: Array, sigma: Array) -> Prediction:
+    """Return the coefficients of v where the network knows x as `x / sqrt(alpha^2 + sigma^2)`, as diffusers has it."""
+    norm = np.hypot(alpha, sigma)
+    signal, noise = alpha / norm, sigma / norm
+    return Prediction(px=signal / norm, po=-noise, ex=noise / norm, eo=signal, t0=-noise, te=signal)
+
+
+PREDICTIONS: dict[str, str | Parameterisation] = {
+    "epsilon": "eps",
+    "sample": "x0",
+    "v_prediction": v_of_unit_variance,
+    "flow_prediction": "flow",
+}
+
+
+def prediction(prediction_type: str) -> str | Parameterisation:
+    """Return what a network predicts, as samplers name it. Raises InputError for an unknown type."""
+    return lookup("prediction_type", prediction_type, PREDICTIONS)

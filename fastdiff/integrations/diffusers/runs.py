@@ -1,0 +1,140 @@
+"""What a scheduler knows between two calls, kept for each run rather than for the scheduler.
+
+A run begins with `set_timesteps`. Its timesteps know it: the storage of that tensor carries the run, so that a loop
+that hands one of them to `step` is recognised, whoever called `set_timesteps` on the same scheduler since. And where
+in the storage a timestep lies says which row it asks for, without a look at its value, for which the host would have
+to wait for the device.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from fastdiff.integrations.diffusers.tables import Table
+from fastdiff.schedules import Array
+
+_RUN = "_fastdiff_run"
+
+
+class State:
+    """What one loop over the rows of a plan keeps from step to step.
+
+    Attributes:
+        table: the plan whose first row is the run's row `first`.
+        options: what the plan was made with, beside the run.
+        first: the row that the loop began with.
+        row: the row to come.
+        y, history: as the op `step` has them; None where the plan has none.
+    """
+
+    def __init__(self, table: Table, options: Mapping[str, Any], first: int, sample: Tensor) -> None:
+        plan = table.plan
+        self.table, self.options, self.first, self.row = table, options, first, first
+        self.y = sample.to(table.dtype, copy=True) if plan.has_anchor else None
+        slots = (plan.history_slots, *sample.shape)
+        self.history = sample.new_zeros(slots, dtype=table.dtype) if plan.history_slots else None
+        self._thread = threading.get_ident()
+        self._last: weakref.ref[Tensor] | None = None
+
+    def fits(self, sample: Tensor) -> int:
+        """Return how surely a sample is of this loop: it is what the last step returned, or it comes in its thread."""
+        return 2 * (self._last is not None and self._last() is sample) + (self._thread == threading.get_ident())
+
+    def advance(self, row: int, sample: Tensor) -> None:
+        """Note that a row is done, and what its step returns."""
+        self.row, self._last = row + 1, weakref.ref(sample)
+
+
+class Run:
+    """What `set_timesteps` sets, and the states of the loops that follow.
+
+    Attributes:
+        values: the scheduler's attributes that belong to the run, without the timesteps.
+        times: the timesteps as numbers.
+        states: of the loops, the latest last.
+    """
+
+    def __init__(self, scheduler: object, values: Mapping[str, Any]) -> None:
+        self.values, self.times = dict(values), [0.0]
+        self.states: list[State] = []
+        self._scheduler = weakref.ref(scheduler)
+        self._begins_at = 0
+
+    def take(self, timesteps: Tensor) -> None:
+        """Take timesteps [rows], each of which will know the run."""
+        # The storage holds the run, which must not hold the storage: neither would ever be freed.
+        self.times, self._begins_at = timesteps.tolist(), int(timesteps.storage_offset())
+        if timesteps.ndim == 1 and timesteps.is_contiguous():
+            setattr(timesteps.untyped_storage(), _RUN, self)
+
+    @property
+    def sigmas(self) -> Array:
+        """The sigmas of the run as numbers, float64 [rows + 1] for most schedulers."""
+        return np.asarray(self.values["sigmas"], dtype=np.float64)
+
+    @property
+    def begin(self) -> int | None:
+        """The row to begin with, where a pipeline has said so."""
+        return self.values.get("_begin_index")
+
+    def place(self, timestep: Tensor) -> int:
+        """Return the row of a timestep that knows this run."""
+        return int(timestep.storage_offset()) - self._begins_at
+
+    def row_at(self, time: float) -> int | None:
+        """Return the row for a time: the one to come if that has it, else the first that has.
+
+        Where more than one has, it is the second, as in diffusers: a loop that begins within a step of two stages
+        begins with a step of its own. None if no row has the time.
+        """
+        step = self.values.get("_step_index")
+        if step is not None and step < len(self.times) and self.times[step] == time:
+            return int(step)
+        rows = [row for row, other in enumerate(self.times) if other == time]
+        return rows[min(1, len(rows) - 1)] if rows else None
+
+    def state(self, row: int, sample: Tensor) -> State | None:
+        """Return the state of the loop that asks for a row, or None for one that begins."""
+        waiting = [state for state in self.states if state.row == row]
+        return max(reversed(waiting), key=lambda state: state.fits(sample)) if waiting else None
+
+    def begins(self, state: State) -> None:
+        """Take in the state of a loop that begins, and drop those of loops that have ended."""
+        self.states = [*(other for other in self.states if other.row < len(self.times)), state]
+
+    def of(self, scheduler: object) -> bool:
+        """Return whether this is a run of a scheduler."""
+        return self._scheduler() is scheduler
+
+
+def run_of(timestep: Tensor, scheduler: object) -> Run | None:
+    """Return the run of a scheduler that a timestep knows, or None."""
+    run = getattr(timestep.untyped_storage(), _RUN, None)
+    return run if isinstance(run, Run) and timestep.numel() == 1 and run.of(scheduler) else None
+
+
+class Runs:
+    """The run that the attributes of a scheduler show in each thread, with its timesteps.
+
+    A thread that has begun none sees the one that was begun last.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._of_thread = threading.local()
+        self._latest: tuple[Run, Tensor | None] = run, None
+
+    @property
+    def shown(self) -> tuple[Run, Tensor | None]:
+        """The run of this thread, and its timesteps."""
+        found: tuple[Run, Tensor | None] = getattr(self._of_thread, "shown", self._latest)
+        return found
+
+    def show(self, run: Run, timesteps: Tensor | None) -> None:
+        """Let this thread see a run; its timesteps, which know it, may be None where a part of them is still held."""
+        self._of_thread.shown = self._latest = run, timesteps

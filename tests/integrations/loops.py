@@ -1,0 +1,64 @@
+"""What the tests of schedulers share: the same loop with diffusers' scheduler and with ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import diffusers
+import torch
+from torch import Tensor
+
+import fastdiff.integrations.diffusers as ours
+
+SHAPE = (2, 3, 4, 4)
+# Float32 on both sides: diffusers rounds its coefficients, of which there are some ten a step, to 24 bits.
+TOLERANCE = 1e-4
+
+
+def network(x: Tensor, t: Tensor | float) -> Tensor:
+    """A fixed nonlinear network whose channels mix, and in which the time counts."""
+    return 1.2 * torch.tanh(0.9 * x + 0.3 * x.roll(1, dims=1) - 0.5 * float(t) / 1000 + 0.2)
+
+
+def normals(seed: int, shape: tuple[int, ...] = SHAPE) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def pair(name: str, **config: Any) -> tuple[Any, Any]:
+    """Return our scheduler and diffusers', of one name and configuration."""
+    return getattr(ours, name)(**config), getattr(diffusers, name)(**config)
+
+
+def states(
+    scheduler: Any,
+    steps: int | None,
+    model: Callable[[Tensor, Tensor | float], Tensor] = network,
+    first: int = 0,
+    timesteps_of: dict[str, Any] | None = None,
+    **step: Any,
+) -> list[Tensor]:
+    """Return the state after each step of a loop as pipelines have it; noise comes from one generator.
+
+    `first` begins in the middle, as image-to-image pipelines do; `timesteps_of` is given to `set_timesteps`.
+    """
+    scheduler.set_timesteps(steps, **(timesteps_of or {}))
+    generator, found = torch.Generator().manual_seed(7), []
+    timesteps = scheduler.timesteps[first:]
+    if first:
+        scheduler.set_begin_index(first)
+    x = normals(0) * float(scheduler.init_noise_sigma)
+    for t in timesteps:
+        out = model(scheduler.scale_model_input(x, t), t)
+        x = scheduler.step(out, t, x, generator=generator, **step, return_dict=False)[0]
+        found.append(x)
+    return found
+
+
+def error(got: list[Tensor], expected: list[Tensor]) -> float:
+    """Return the largest deviation of any state, relative to the largest value of its own."""
+    assert len(got) == len(expected)
+    return max(
+        float((a.double() - b.double()).abs().max() / b.double().abs().max())
+        for a, b in zip(got, expected, strict=True)
+    )
