@@ -13,6 +13,7 @@ from fastdiff.errors import (
     NonFiniteError,
 )
 from fastdiff.forward import q_sample
+from fastdiff.integrations import accelerate
 from fastdiff.noise_loss import noise_loss
 from fastdiff.plan import Plan
 from fastdiff.sample import sample
@@ -33,6 +34,7 @@ __all__ = [
     "Plan",
     "Request",
     "Schedule",
+    "accelerate",
     "graph",
     "guidance",
     "info",

@@ -18,16 +18,18 @@ class Images(NamedTuple):
         x_init: start state instead of noise.
         x0_init: clean data that the start state is made of, with noise.
         known, mask: clean data, and how much of it each element keeps, 0..1.
+        known_noise: the noise that the known data get.
     """
 
     x_init: Tensor | None = None
     x0_init: Tensor | None = None
     known: Tensor | None = None
     mask: Tensor | None = None
+    known_noise: Tensor | None = None
 
 
 def consistent(images: Images) -> Images:
-    """Return images. Raises InputError if one is no tensor, known or mask is missing, or there are two starts."""
+    """Return images. Raises InputError if one is no tensor, one lacks what it goes with, or there are two starts."""
     for name, image in images._asdict().items():
         if image is not None and not isinstance(image, Tensor):
             raise InputError(f"{name} must be a tensor, got {type(image).__name__}")
@@ -35,6 +37,8 @@ def consistent(images: Images) -> Images:
         raise InputError("x_init and x0_init both say where to start: give one of them")
     if (images.known is None) != (images.mask is None):
         raise InputError("inpainting needs both known and mask")
+    if images.known_noise is not None and images.known is None:
+        raise InputError("known_noise is the noise of known data: give known and mask too")
     return images
 
 
@@ -84,11 +88,12 @@ def start(plan: Plan, images: Images) -> Plan:
     return Plan.build("start", [0.0], {"cx": scale, "scale_in": scale_in})
 
 
-def inpainting(plan: Plan) -> Plan:
-    """Return a plan whose rows also bring what is known to the noise level that they land on."""
+def inpainting(plan: Plan, noise_given: bool = False) -> Plan:
+    """Return a plan whose rows also bring what is known to the noise level that they land on, or find it there."""
     columns = {name: plan.column(name) for name in plan.columns}
+    known = {"k0": 1.0} if noise_given else {"k0": plan.alpha[1:], "kz": plan.sigma[1:]}
     return Plan.build(
-        *(plan.name, plan.t, {**columns, "k0": plan.alpha[1:], "kz": plan.sigma[1:]}),
+        *(plan.name, plan.t, {**columns, **known}),
         init_scale=plan.init_scale,
         stores=plan.stores,
         alpha=plan.alpha,

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -168,6 +169,10 @@ class Loop:
         self.history = self.x.new_empty((plan.history_slots, *setup.shape)) if plan.history_slots else None
         self.mean = torch.empty_like(self.x) if setup.rule.momentum else None
         self.x0 = torch.empty_like(self.x) if keeps_x0 else None
+        # Where known data keep their noise, their state is made before each step.
+        self.known = inputs.images.known if inputs.images.known_noise is None else torch.empty_like(self.x)
+        levels = np.stack([plan.alpha[1:], plan.sigma[1:]], axis=1)
+        self.known_levels = _tensor(levels, place, dtype)
         self.first_bad = torch.empty_like(self.first_row) if setup.check_finite else None
 
     def memory(self) -> list[Tensor]:
@@ -236,9 +241,12 @@ class Loop:
         if setup.dynamic_threshold is not None:
             quantile = setup.dynamic_threshold
             limit = self.ops.threshold(self.x, out, table, layout, row, u, w, rescale, w_uncond, quantile)
+        if images.known is not None and images.known_noise is not None:
+            noise = None, None, noises.stream_number("q_sample"), images.known_noise
+            self.ops.q_sample_out(images.known, row, self.known_levels, *noise, self.known, None)
         self.ops.step_directly(
             *(self.x, out, table, layout, row, u, w, self.inputs.key, following, self.first_bad),
-            *(v, rescale, limit, self.y, self.history, z, self.x0, w_uncond, images.known, images.mask),
+            *(v, rescale, limit, self.y, self.history, z, self.x0, w_uncond, self.known, images.mask),
         )
 
 

@@ -28,6 +28,11 @@ class Prediction(NamedTuple):
     te: Array
 
 
+Parameterisation = Callable[[Array, Array], Prediction]
+SIGMA_DATA = 0.5
+SIGMA_MIN = 0.002
+
+
 def _eps(alpha: Array, sigma: Array) -> Prediction:
     one, zero = np.ones_like(alpha), np.zeros_like(alpha)
     return Prediction(px=1 / alpha, po=-sigma / alpha, ex=zero, eo=one, t0=zero, te=one)
@@ -54,17 +59,25 @@ def _flow(alpha: Array, sigma: Array) -> Prediction:
     return Prediction(px=1 / total, po=-sigma / total, ex=1 / total, eo=alpha / total, t0=-one, te=one)
 
 
-def _edm(alpha: Array, sigma: Array) -> Prediction:
-    norm = np.hypot(sigma, SIGMA_DATA * alpha)
-    skip, scale = SIGMA_DATA * alpha / norm, sigma / norm
-    return Prediction(
-        px=SIGMA_DATA * skip / norm,
-        po=SIGMA_DATA * scale,
-        ex=scale / norm,
-        eo=-SIGMA_DATA * alpha / norm,
-        t0=scale / SIGMA_DATA,
-        te=-skip,
-    )
+def edm(sigma_data: float) -> Parameterisation:
+    """Return EDM's prediction, F of `x0 = c_skip x / alpha + c_out F`, for data of deviation `sigma_data` > 0.
+
+    Karras et al. 2022, Table 1.
+    """
+
+    def coefficients_of(alpha: Array, sigma: Array) -> Prediction:
+        norm = np.hypot(sigma, sigma_data * alpha)
+        skip, scale = sigma_data * alpha / norm, sigma / norm
+        return Prediction(
+            px=sigma_data * skip / norm,
+            po=sigma_data * scale,
+            ex=scale / norm,
+            eo=-sigma_data * alpha / norm,
+            t0=scale / sigma_data,
+            te=-skip,
+        )
+
+    return coefficients_of
 
 
 def _consistency(alpha: Array, sigma: Array) -> Prediction:
@@ -82,20 +95,17 @@ def _consistency(alpha: Array, sigma: Array) -> Prediction:
     )
 
 
-Parameterisation = Callable[[Array, Array], Prediction]
 _PREDICTIONS: dict[str, Parameterisation] = {
     "eps": _eps,  # Ho et al. 2020, eq. 11
     "x0": _x0,
     "v": _v,  # alpha eps - sigma x0: Salimans & Ho 2022, appendix D
     "score": _score,  # -eps / sigma: Song & Ermon 2019
     "flow": _flow,  # eps - x0: Liu et al. 2022
-    "edm": _edm,  # F of x0 = c_skip x / alpha + c_out F, data of deviation 0.5: Karras et al. 2022, Table 1
+    "edm": edm(SIGMA_DATA),
     "consistency": _consistency,  # as edm, but x0 = x / alpha at sigma_min = 0.002: Song et al. 2023, appendix C
 }
 _STEP = "eps_step"
 _NEEDS_SIGNAL = ("eps", "score", _STEP)
-SIGMA_DATA = 0.5
-SIGMA_MIN = 0.002
 
 
 def names() -> tuple[str, ...]:

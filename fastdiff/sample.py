@@ -40,6 +40,7 @@ def sample(
     x0_init: Tensor | None = None,
     known: Tensor | None = None,
     mask: Tensor | None = None,
+    known_noise: Tensor | None = None,
     decode: Decode | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
@@ -75,8 +76,10 @@ def sample(
         known: clean data to keep where `mask` is 1: every row puts them at the noise level that it lands on (Lugmayr et
             al. 2022, eq. 8), and so they are in the result where the plan ends on clean data.
         mask: 1 where data are known, 0 where they are drawn, or between for a blend of both.
+        known_noise: noise [B, ...] that the known data have in every row, as in Stable Diffusion's inpainting; None
+            draws it anew in each. It broadcasts to `shape`, too.
         decode: what makes data of samples that are latents, such as `Checkpoint.decode`; it is given the last state.
-            x_init, x0_init, known, mask and callback are of latents.
+            x_init, x0_init, known, mask, known_noise and callback are of latents.
         device: None is that of x_init or x0_init, or of the model's parameters, or the CPU.
         dtype: what the model reads. The state is float32, or float64 if this is float64.
         backend: "auto" or a backend's name; see `fastdiff.info`.
@@ -102,7 +105,7 @@ def sample(
         raise InputError(f"shape must be (batch, ...) with no negative size, got {tuple(shape)}")
     if decode is not None and not callable(decode):
         raise InputError(f"decode must be a function of the samples, got {decode!r}")
-    images = conditioning.consistent(Images(x_init, x0_init, known, mask))
+    images = conditioning.consistent(Images(x_init, x0_init, known, mask, known_noise))
     place = place_of(model, x_init if x0_init is None else x0_init, device)
     batch, state_dtype = int(shape[0]), torch.promote_types(dtype, torch.float32)
     images = conditioning.checked(images, plan, tuple(shape), place, state_dtype)
@@ -110,7 +113,7 @@ def sample(
     rule = as_rule(guidance)
     w, alone = w_of_rows(rule, plan, batch, place, state_dtype)
     setup = Setup(
-        plan=plan if known is None else conditioning.inpainting(plan),
+        plan=plan if known is None else conditioning.inpainting(plan, known_noise is not None),
         shape=tuple(shape),
         device=place,
         dtype=dtype,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
@@ -11,7 +10,7 @@ from fastdiff import checkpoint as checkpoints
 from fastdiff.errors import CheckpointError, InputError
 from fastdiff.latents.autoencoder import HOLDS, Autoencoder
 from fastdiff.models import DiffusersAutoencoder, DiffusersAutoencoderConfig
-from fastdiff.models.diffusers_autoencoder import autoencoder_kl
+from fastdiff.models.diffusers_folder import class_name, pretrained
 
 
 def load(path: str | Path, device: torch.device | str = "cpu") -> Autoencoder:
@@ -46,24 +45,9 @@ def from_diffusers(
         MissingDependencyError: diffusers is not installed.
     """
     path = Path(folder)
-    try:
-        config = json.loads((path / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path / 'config.json'} cannot be read: {error}") from None
-    if not isinstance(config, dict) or config.get("_class_name") != "AutoencoderKL":
+    if class_name(path) != "AutoencoderKL":
         raise CheckpointError(f"{path / 'config.json'} does not describe an AutoencoderKL: give the folder of one")
-    if not any(path.glob("*.safetensors")):
-        raise CheckpointError(f"{path} holds no safetensors file: save the AutoencoderKL as one")
-    try:
-        network, found = autoencoder_kl().from_pretrained(
-            path, use_safetensors=True, local_files_only=True, output_loading_info=True
-        )
-    except (OSError, ValueError, TypeError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"{path} does not hold the weights that its config.json describes: {reason}") from None
-    lacking = [*found["missing_keys"], *found["mismatched_keys"]]
-    if lacking:
-        raise CheckpointError(f"{path} does not hold the weights that its config.json describes: no {lacking[0]}")
+    network = pretrained("AutoencoderKL", path)
     arguments = {name: value for name, value in network.config.items() if not name.startswith("_")}
     if arguments.get("latents_mean") is not None or arguments.get("latents_std") is not None:
         raise CheckpointError(f"{path} scales each channel of its latents by itself: only one factor for all is known")

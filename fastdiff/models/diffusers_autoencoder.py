@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastdiff.errors import InputError, MissingDependencyError
+from fastdiff.errors import InputError
+from fastdiff.models.diffusers_folder import diffusers_class
 from fastdiff.models.posterior import Noise, Posterior
 
 
@@ -55,7 +56,7 @@ class DiffusersAutoencoder(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             try:
-                self.network = autoencoder_kl()(**config.arguments)
+                self.network = diffusers_class("AutoencoderKL")(**config.arguments)
             except TypeError as error:
                 raise InputError(f"diffusers.AutoencoderKL: {error}") from None
 
@@ -72,13 +73,3 @@ class DiffusersAutoencoder(nn.Module):
         """Return what latents mean, [B, channels, H, W]."""
         decoded: Tensor = self.network.decode(z).sample
         return decoded.float()
-
-
-def autoencoder_kl() -> Any:
-    """Import diffusers' class. Raises MissingDependencyError if it is not installed."""
-    try:
-        from diffusers import AutoencoderKL
-    except ImportError as error:
-        message = f"this needs diffusers ({error}): pip install 'fastdiff-sampler[bench]'"
-        raise MissingDependencyError(message) from None
-    return AutoencoderKL

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise, takewhile
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,7 @@ from fastdiff.schedules import Array, Schedule
 MAX_ORDER = HISTORY_SLOTS
 _SCRATCH = HISTORY_SLOTS - 1
 # Adams-Bashforth weights of the past eps for equal steps; the newest eps has the rest, so that they sum to 1.
-_EQUAL_STEPS = ((), (-1 / 2,), (-16 / 12, 5 / 12), (-59 / 24, 37 / 24, -9 / 24))
+EQUAL_STEPS = ((), (-1 / 2,), (-16 / 12, 5 / 12), (-59 / 24, 37 / 24, -9 / 24))
 _NODE, _WEIGHT = np.polynomial.legendre.leggauss(16)
 _BASES: dict[str, Callable[[Schedule, Array], Array]] = {
     "t": lambda schedule, ratio: schedule.at_lambda(-np.log(ratio))[0],
@@ -75,8 +77,8 @@ def deis(
             warming -= 1
             continue
         usable = min(order, i + 1, count - i if lower_order_final else order) if after.sigma or basis == "rho" else 1
-        nodes = [level for level in rows.levels[i + 1 - usable : i + 1] if level.alpha]
-        weights = _integrals(schedule, basis, nodes[::-1], after) if len(nodes) > 1 else [0.0]
+        nodes = _distinct(rows.levels[i + 1 - usable : i + 1][::-1])
+        weights = integrals(schedule, basis, nodes, after) if len(nodes) > 1 else [0.0]
         add_adams(rows, i, order, now, after, weights[1:])
     return rows.plan(stores="eps")
 
@@ -128,8 +130,7 @@ def pndm(
                 _add_runge_kutta(rows, _slot(i, order), now, _halfway(rows, now, after), after)
             warming -= 1
         else:
-            step = after.ratio - now.ratio
-            add_adams(rows, i, order, now, after, [step * weight for weight in _EQUAL_STEPS[min(i, order - 1)]])
+            add_adams_for_equal_steps(rows, i, order, now, after)
     return rows.plan(stores="eps")
 
 
@@ -142,15 +143,30 @@ ipndm = variant(
 )
 
 
-def add_adams(rows: Rows, i: int, order: int, now: Level, after: Level, past: Sequence[float]) -> None:
+def add_adams(
+    rows: Rows, i: int, order: int, now: Level, after: Level, past: Sequence[float], own: float | None = None
+) -> None:
     """Add step i, `x' / alpha' = x / alpha + sum_k w_k eps_{i-k}`, given the weights w_k of the past eps, k = 1, 2...
 
-    The weight of its own eps is the rest of `ratio' - ratio`, so that the right eps of a single point is followed
-    exactly. The last order - 1 eps are kept, in slots that take turns.
+    The weight of its own eps is `own`; None is the rest of `ratio' - ratio`, so that the right eps of a single point is
+    followed exactly. The last order - 1 eps are kept, in slots that take turns.
     """
     weights = [after.alpha * weight for weight in past]
     reads: dict[str, Any] = {f"ch{_slot(i - 1 - k, order)}": weight for k, weight in enumerate(weights)}
-    rows.add(now, c0=after.alpha, ce=after.sigma - sum(weights), slot=_slot(i, order), **reads)
+    newest = after.sigma - sum(weights) if own is None else after.alpha * (now.ratio + own)
+    rows.add(now, c0=after.alpha, ce=newest, slot=_slot(i, order), **reads)
+
+
+def add_adams_for_equal_steps(rows: Rows, i: int, order: int, now: Level, after: Level) -> None:
+    """Add step i with Adams-Bashforth's weights for equal steps, of an order that rises from 1 (Liu et al. 2022)."""
+    step = after.ratio - now.ratio
+    add_adams(rows, i, order, now, after, [step * weight for weight in EQUAL_STEPS[min(i, order - 1)]])
+
+
+def _distinct(levels: Sequence[Level]) -> list[Level]:
+    """Return levels, given newest first, up to one that is visited twice or is pure noise: no polynomial goes there."""
+    rising = takewhile(lambda pair: pair[0].ratio < pair[1].ratio < math.inf, pairwise(levels))
+    return [*levels[:1], *(level for _, level in rising)]
 
 
 def _slot(i: int, order: int) -> int:
@@ -190,8 +206,11 @@ def _halfway(rows: Rows, now: Level, after: Level) -> Level:
     return rows.between(float(sigma / alpha))
 
 
-def _integrals(schedule: Schedule, basis: str, nodes: Sequence[Level], after: Level) -> list[float]:
-    """Return the integral over sigma / alpha, from the first node to `after`, of each node's Lagrange polynomial."""
+def integrals(schedule: Schedule, basis: str, nodes: Sequence[Level], after: Level) -> list[float]:
+    """Return the integral over sigma / alpha, from the first node to `after`, of each node's Lagrange polynomial.
+
+    The polynomials are of `basis`, one of those of `deis`.
+    """
     place = _BASES[basis]
     ratio, weight = _quadrature(schedule, basis, nodes[0].ratio, after.ratio)
     at, x = place(schedule, np.array([node.ratio for node in nodes])), place(schedule, ratio)

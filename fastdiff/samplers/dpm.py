@@ -6,7 +6,16 @@ from typing_extensions import Unpack
 
 from fastdiff.errors import InputError, lookup, number, whole
 from fastdiff.plan import Plan
-from fastdiff.samplers.exponential import Integral, add_multistep, add_rows, falling, rows_of, solver_mean
+from fastdiff.samplers.exponential import (
+    Integral,
+    add_multistep,
+    add_rows,
+    exact_square,
+    falling,
+    half_square,
+    rows_of,
+    solver_mean,
+)
 from fastdiff.samplers.registry import named, variant
 from fastdiff.samplers.rows import Options
 from fastdiff.schedules import Schedule
@@ -60,8 +69,7 @@ def dpmpp(
         orders[-1] = 1
     exact = lookup("third", third, _THIRD)
     again = [2 if exact and order == 3 and i == 0 else 0 for i in range(len(orders))]
-    etas, curvature = [eta] * len(orders), 1.0 if exact else 0.5
-    add_multistep(rows, orders, again, predicts, etas, mean, curvature)
+    add_multistep(rows, orders, again, predicts, [eta] * len(orders), mean, exact_square if exact else half_square)
     return rows.plan(stores=predicts)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from typing_extensions import Unpack
 
@@ -10,7 +10,7 @@ from fastdiff.errors import number, whole
 from fastdiff.plan import Plan
 from fastdiff.samplers.exponential import add_multistep, falling, rows_of, solver_mean
 from fastdiff.samplers.registry import sampler
-from fastdiff.samplers.rows import Options
+from fastdiff.samplers.rows import Options, Rows
 from fastdiff.schedules import Schedule
 
 
@@ -48,12 +48,37 @@ def sa_solver(
         InputError: an argument is out of range, or a name is unknown.
     """
     predictor_order = whole("predictor_order", predictor_order, 1, 3)
-    corrector_order = whole("corrector_order", corrector_order, 0, 4)
-    mean = solver_mean(solver, "bh1", "heun")
     rows = rows_of(schedule, steps, "x0", **options)
     ratios = [level.ratio for level in rows.levels[:-1]]
     taus = [tau(ratio) if callable(tau) else tau if tau_min <= ratio <= tau_max else 0.0 for ratio in ratios]
+    add_stochastic_adams(rows, predictor_order, corrector_order, taus, lower_order_final, solver=solver)
+    return rows.plan()
+
+
+def add_stochastic_adams(
+    rows: Rows,
+    predictor_order: int,
+    corrector_order: int,
+    taus: Sequence[float],
+    lower_order_final: bool | None = None,
+    predicts: str = "x0",
+    solver: str = "bh1",
+) -> None:
+    """Add the rows of SA-Solver: SA-Predictors, corrected by SA-Correctors with the same noise.
+
+    Args:
+        rows: where to.
+        predictor_order, corrector_order, lower_order_final, solver: as `sa_solver` has them, but predictors go up to
+            order 4.
+        taus: amount of noise of each step, >= 0.
+        predicts: what the polynomials go through, "x0" or "eps".
+
+    Raises:
+        InputError: an order or a tau is out of range, or a name is unknown.
+    """
+    predictor_order = whole("predictor_order", predictor_order, 1, 4)
+    corrector_order = whole("corrector_order", corrector_order, 0, 4)
+    mean = solver_mean(solver, "bh1", "heun")
     orders = falling(rows, predictor_order, lower_order_final)
     again = falling(rows, corrector_order, lower_order_final, least=2)
-    add_multistep(rows, orders, again, eta=[number("tau", value, 0) ** 2 for value in taus], mean=mean)
-    return rows.plan()
+    add_multistep(rows, orders, again, predicts, [number("tau", value, 0) ** 2 for value in taus], mean)

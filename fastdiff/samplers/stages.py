@@ -53,10 +53,11 @@ def add_heun(rows: Rows, step: Step) -> None:
     _add_two_stages(rows, step, step.down, weight=0.5)
 
 
-def add_midpoint(rows: Rows, step: Step) -> None:
-    """Add the rows of a midpoint step: the slope halfway in log(sigma / alpha)."""
-    halfway = math.sqrt(step.now.ratio * step.down.ratio)
-    _add_two_stages(rows, step, _at(rows, halfway) if step.now.alpha else step.down, weight=1.0)
+def add_midpoint(rows: Rows, step: Step, middle: Level | None = None) -> None:
+    """Add the rows of a midpoint step: the slope halfway in log(sigma / alpha), whose level may be given."""
+    if middle is None:
+        middle = _at(rows, math.sqrt(step.now.ratio * step.down.ratio)) if step.now.alpha else step.down
+    _add_two_stages(rows, step, middle, weight=1.0)
 
 
 def _add_two_stages(rows: Rows, step: Step, middle: Level, weight: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -36,6 +37,7 @@ def states(
     model: Callable[[Tensor, Tensor | float], Tensor] = network,
     first: int = 0,
     timesteps_of: dict[str, Any] | None = None,
+    dtype: torch.dtype = torch.float32,
     **step: Any,
 ) -> list[Tensor]:
     """Return the state after each step of a loop as pipelines have it; noise comes from one generator.
@@ -45,14 +47,28 @@ def states(
     scheduler.set_timesteps(steps, **(timesteps_of or {}))
     generator, found = torch.Generator().manual_seed(7), []
     timesteps = scheduler.timesteps[first:]
-    if first:
+    if first and hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(first)
-    x = normals(0) * float(scheduler.init_noise_sigma)
+    if "generator" in inspect.signature(scheduler.step).parameters:
+        step = {"generator": generator, **step}
+    x = normals(0).to(dtype) * float(scheduler.init_noise_sigma)
     for t in timesteps:
         out = model(scheduler.scale_model_input(x, t), t)
-        x = scheduler.step(out, t, x, generator=generator, **step, return_dict=False)[0]
+        x = scheduler.step(out, t, x, **step, return_dict=False)[0]
         found.append(x)
     return found
+
+
+def in_float64(scheduler: Any) -> Any:
+    """Return a scheduler that finds its coefficients in float64, for states in float64."""
+    set_timesteps = scheduler.set_timesteps
+
+    def begin(*args: Any, **kwargs: Any) -> None:
+        set_timesteps(*args, **kwargs)
+        scheduler.sigmas = scheduler.sigmas.double()
+
+    scheduler.set_timesteps = begin
+    return scheduler
 
 
 def error(got: list[Tensor], expected: list[Tensor]) -> float:

@@ -86,7 +86,8 @@ def test_weights_of_points(gaps: list[float], top: float, system: str, eta: floa
     """Whatever stands for the mean, equal predictions give what one prediction gives: alpha x0 stays alpha x0."""
     levels = levels_at(top + np.cumsum([0.0, *gaps]), system)
     for nodes in (range(3, 1, -1), range(3, -1, -1)):
-        step = Integral(3, 4, nodes, eta=eta, mean=fd.samplers.exponential.solver_mean(solver, solver), curvature=0.5)
+        mean = fd.samplers.exponential.solver_mean(solver, solver)
+        step = Integral(3, 4, nodes, eta=eta, mean=mean, square=fd.samplers.exponential.half_square)
         now, after = levels[3], levels[4]
         assert step.weights(levels).sum() + step.carry(now, after) * now.alpha == pytest.approx(after.alpha, rel=1e-9)
         variance = (step.carry(now, after) * now.sigma) ** 2 + step.noise(now, after) ** 2

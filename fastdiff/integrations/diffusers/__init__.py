@@ -3,6 +3,34 @@
 from __future__ import annotations
 
 from fastdiff.integrations.diffusers.ddim import DDIMScheduler
-from fastdiff.integrations.diffusers.euler import EulerDiscreteScheduler
+from fastdiff.integrations.diffusers.deis import DEISMultistepScheduler
+from fastdiff.integrations.diffusers.edm import EDMEulerScheduler
+from fastdiff.integrations.diffusers.euler import EulerAncestralDiscreteScheduler, EulerDiscreteScheduler
+from fastdiff.integrations.diffusers.flow import FlowMatchEulerDiscreteScheduler
+from fastdiff.integrations.diffusers.ipndm import IPNDMScheduler
+from fastdiff.integrations.diffusers.lms import LMSDiscreteScheduler
+from fastdiff.integrations.diffusers.pndm import PNDMScheduler
+from fastdiff.integrations.diffusers.sa import SASolverScheduler
+from fastdiff.integrations.diffusers.second_order import (
+    HeunDiscreteScheduler,
+    KDPM2AncestralDiscreteScheduler,
+    KDPM2DiscreteScheduler,
+)
+from fastdiff.integrations.diffusers.unipc import UniPCMultistepScheduler
 
-__all__ = ["DDIMScheduler", "EulerDiscreteScheduler"]
+__all__ = [
+    "DDIMScheduler",
+    "DEISMultistepScheduler",
+    "EDMEulerScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "EulerDiscreteScheduler",
+    "FlowMatchEulerDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "IPNDMScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "LMSDiscreteScheduler",
+    "PNDMScheduler",
+    "SASolverScheduler",
+    "UniPCMultistepScheduler",
+]

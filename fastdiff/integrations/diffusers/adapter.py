@@ -12,6 +12,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from fastdiff.errors import InputError
+from fastdiff.integrations.diffusers import whole_loop
 from fastdiff.integrations.diffusers.runs import Run, Runs, State, run_of
 from fastdiff.integrations.diffusers.tables import Table
 from fastdiff.plan import Plan
@@ -70,6 +71,8 @@ class OfRun:
     def __set__(self, scheduler: Adapter, value: Any) -> None:
         run, _ = scheduler._runs.shown
         if self._name == "timesteps":
+            if value is None:  # of a scheduler that has none before `set_timesteps`
+                return
             run.take(value)
             scheduler._runs.show(run, value)
         else:
@@ -91,6 +94,8 @@ class Adapter:
     _of_run: ClassVar[tuple[str, ...]] = ("timesteps", "sigmas", "num_inference_steps", "_step_index", "_begin_index")
     # Whether a step may be asked for at any timestep, not only at one of those that were set.
     _at_any_time: ClassVar[bool] = False
+    # Whether a loop that begins at none of the timesteps that were set begins at the last of them, as in diffusers.
+    _else_at_last: ClassVar[bool] = False
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
@@ -156,6 +161,14 @@ class Adapter:
             return None
         return self.config.dynamic_thresholding_ratio, self.config.sample_max_value
 
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Return samples [B, ...] with noise added for their timesteps [B], as diffusers' class does."""
+        loop = whole_loop.running.get()
+        if loop is not None and loop.done:
+            return original_samples  # what the pipeline puts back belongs to the end of its loop
+        noised: Tensor = super().add_noise(original_samples, noise, timesteps)  # type: ignore[misc]
+        return noised
+
     # --- a step
 
     def _step(
@@ -170,7 +183,9 @@ class Adapter:
         dtype: torch.dtype | None = None,
     ) -> Stepped:
         """Take a step; `x0` asks for x0 too, `dtype` is that of the result (None: of the model's output)."""
-        place = self._place(timestep)
+        place, loop = self._place(timestep), whole_loop.running.get()
+        if loop is not None:
+            return Stepped(loop.run(self, place, sample, noise, options), None)
         state = self._state(place, sample, options)
         stepped = self._advance(state, place, model_output, sample, noise, x0, dtype or model_output.dtype)
         state.advance(place.row, stepped.sample)
@@ -199,7 +214,7 @@ class Adapter:
         if begins and shown.begin is not None:
             found = shown.begin
         elif found is None:
-            found = shown.values.get("_step_index")
+            found = len(shown.times) - 1 if begins and self._else_at_last else shown.values.get("_step_index")
         if found is None or found >= len(shown.times):
             raise InputError(f"timestep {value:g} is none of scheduler.timesteps: pass one of those to step")
         return Place(shown, found)
@@ -250,7 +265,7 @@ class Adapter:
             variance = learned if table.plan.learns_variance else None
         key = z = None
         if table.draws[row] or self._always_draws(place.row, place.run):
-            key, z = self._noise(noise, table, out)
+            key, z = self._noise(noise, table, out, place)
         elif table.plan.draws_noise:
             z = out  # its coefficient is 0 in this row
         x = sample.to(table.dtype, copy=True)
@@ -269,7 +284,7 @@ class Adapter:
         )
         return Stepped(result, x0)
 
-    def _noise(self, noise: Noise, table: Table, out: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def _noise(self, noise: Noise, table: Table, out: Tensor, place: Place) -> tuple[Tensor | None, Tensor | None]:
         """Return whose noise to draw in the kernel, or noise."""
         if noise.given is not None:
             if noise.generator is not None:
@@ -278,8 +293,12 @@ class Adapter:
         seed = self.seed if noise.seed is None and noise.generator is None else noise.seed
         if seed is not None:
             return table.key(seed, len(out)), None
-        z = randn_tensor(out.shape, generator=noise.generator, device=out.device, dtype=out.dtype)
-        return None, z.to(table.dtype)
+        return None, self._draw(noise, out, place).to(table.dtype)
+
+    def _draw(self, noise: Noise, like: Tensor, place: Place) -> Tensor:
+        """Return noise as diffusers draws it in a row: from the generator, or torch's own."""
+        z: Tensor = randn_tensor(like.shape, generator=noise.generator, device=like.device, dtype=like.dtype)
+        return z
 
 
 def _halves(model_output: Tensor, sample: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from fastdiff.errors import lookup
-from fastdiff.prediction import Parameterisation, Prediction
+from fastdiff.prediction import Parameterisation, Prediction, edm
 from fastdiff.samplers.levels import Level
 from fastdiff.schedules import Array, Schedule
 
@@ -34,6 +34,22 @@ def v_of_unit_variance(alpha: Array, sigma: Array) -> Prediction:
     norm = np.hypot(alpha, sigma)
     signal, noise = alpha / norm, sigma / norm
     return Prediction(px=signal / norm, po=-noise, ex=noise / norm, eo=signal, t0=-noise, te=signal)
+
+
+def edm_prediction(sigma_data: float, prediction_type: str) -> Parameterisation:
+    """Return the coefficients of EDM's F for data of deviation sigma_data, turned in sign for "v_prediction".
+
+    Raises:
+        InputError: the type is neither "epsilon" nor "v_prediction".
+    """
+    sign = lookup("prediction_type", prediction_type, {"epsilon": 1.0, "v_prediction": -1.0})
+    positive = edm(sigma_data)
+
+    def coefficients(alpha: Array, sigma: Array) -> Prediction:
+        found = positive(alpha, sigma)
+        return found._replace(po=sign * found.po, eo=sign * found.eo, t0=sign * found.t0, te=sign * found.te)
+
+    return coefficients
 
 
 PREDICTIONS: dict[str, str | Parameterisation] = {

@@ -65,6 +65,7 @@ class Run:
         self.states: list[State] = []
         self._scheduler = weakref.ref(scheduler)
         self._begins_at = 0
+        self._copied: tuple[Tensor, Tensor] | None = None
 
     def take(self, timesteps: Tensor) -> None:
         """Take timesteps [rows], each of which will know the run."""
@@ -76,7 +77,12 @@ class Run:
     @property
     def sigmas(self) -> Array:
         """The sigmas of the run as numbers, float64 [rows + 1] for most schedulers."""
-        return np.asarray(self.values["sigmas"], dtype=np.float64)
+        sigmas = self.values["sigmas"]
+        if isinstance(sigmas, Tensor) and not sigmas.is_cpu:
+            if self._copied is None or self._copied[0] is not sigmas:
+                self._copied = sigmas, sigmas.cpu()  # waits for the device, once
+            sigmas = self._copied[1]
+        return np.asarray(sigmas, dtype=np.float64)
 
     @property
     def begin(self) -> int | None:

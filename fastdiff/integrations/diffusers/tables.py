@@ -23,13 +23,15 @@ class Table:
         draws: for each row, whether it adds noise.
     """
 
-    def __init__(self, plan: Plan, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, plan: Plan, device: torch.device, dtype: torch.dtype, values: Tensor | None = None) -> None:
+        """Put a plan on a device; `values` [rows, columns] are its numbers where those are known there alone."""
         # The step's own copy in another dtype is the state; the model's input is the scheduler's to scale.
         columns = {name: plan.column(name) for name in plan.columns if name != "scale_in"}
         self.plan = Plan.build(plan.name, plan.t, columns, stores=plan.stores)
         self.layout = self.plan.layout
         self.draws = ((self.plan.column("cz") != 0) | (self.plan.column("dz") != 0)).tolist()
-        self._values = torch.from_numpy(self.plan.table.copy()).to(device=device, dtype=dtype)
+        numbers = torch.from_numpy(self.plan.table.copy()) if values is None else values
+        self._values = numbers.to(device=device, dtype=dtype)
         self.dtype, self._ops = dtype, dispatch.backend("auto", device, dtype)
         self._rows: dict[int, tuple[Tensor, ...]] = {}
         self._keys: dict[tuple[int | tuple[int, ...], int], Tensor] = {}

@@ -1,0 +1,53 @@
+"""Euler's method with EDM's preconditioning."""
+
+from __future__ import annotations
+
+import math
+
+import diffusers
+from diffusers.schedulers.scheduling_edm_euler import EDMEulerSchedulerOutput
+from torch import Tensor
+
+from fastdiff.integrations.diffusers.adapter import Adapter, Generator, Noise, Seed
+from fastdiff.integrations.diffusers.euler import ChurnedEuler
+from fastdiff.integrations.diffusers.exploding import refuse_index
+from fastdiff.integrations.diffusers.levels import edm_prediction
+from fastdiff.prediction import Parameterisation
+from fastdiff.samplers.levels import Level
+
+
+class EDMEulerScheduler(ChurnedEuler, Adapter, diffusers.EDMEulerScheduler):
+    __doc__ = diffusers.EDMEulerScheduler.__doc__
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: float | Tensor,
+        sample: Tensor,
+        s_churn: float = 0.0,
+        s_tmin: float = 0.0,
+        s_tmax: float = math.inf,
+        s_noise: float = 1.0,
+        generator: Generator | None = None,
+        return_dict: bool = True,
+        pred_original_sample: Tensor | None = None,
+        *,
+        seed: Seed | None = None,
+    ) -> EDMEulerSchedulerOutput | tuple[Tensor, Tensor]:
+        """Step to the next sigma, by `pred_original_sample` where it is given; the arguments are diffusers'."""
+        refuse_index(timestep)
+        options = {"s_churn": s_churn, "s_tmin": s_tmin, "s_tmax": s_tmax, "s_noise": s_noise}
+        given = pred_original_sample is not None
+        stepped = self._step(
+            *(pred_original_sample if given else model_output, timestep, sample, Noise(generator, seed)),
+            options | ({"predicts": "x0"} if given else {}),
+            x0=True,
+            dtype=model_output.dtype,
+        )
+        return EDMEulerSchedulerOutput(*stepped) if return_dict else tuple(stepped)
+
+    def _prediction(self) -> Parameterisation:
+        return edm_prediction(self.config.sigma_data, self.config.prediction_type)
+
+    def _level_of(self, sigma: float, time: float) -> Level:
+        return Level(1.0, sigma, time, 1 / math.hypot(sigma, self.config.sigma_data))
