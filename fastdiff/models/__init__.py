@@ -10,6 +10,8 @@ from fastdiff.errors import InputError, lookup
 from fastdiff.models.autoencoder import ConvAutoencoder, ConvAutoencoderConfig
 from fastdiff.models.classifier import MLPClassifier, UNetClassifier
 from fastdiff.models.diffusers_autoencoder import DiffusersAutoencoder, DiffusersAutoencoderConfig
+from fastdiff.models.diffusers_denoisers import DiffusersDenoiser
+from fastdiff.models.from_diffusers import from_diffusers
 from fastdiff.models.gaussian_mixture import GaussianMixture
 from fastdiff.models.mlp import MLP, MLPConfig
 from fastdiff.models.over_sigma import OverSigma
@@ -25,6 +27,7 @@ __all__ = [
     "ConvAutoencoderConfig",
     "DiffusersAutoencoder",
     "DiffusersAutoencoderConfig",
+    "DiffusersDenoiser",
     "GaussianMixture",
     "MLPClassifier",
     "MLPConfig",
@@ -37,6 +40,7 @@ __all__ = [
     "check_fits",
     "check_kind",
     "describe",
+    "from_diffusers",
 ]
 
 AUTOENCODERS = (ConvAutoencoder, DiffusersAutoencoder)

@@ -8,6 +8,7 @@ from typing_extensions import Unpack
 
 from fastdiff.errors import number
 from fastdiff.plan import Plan
+from fastdiff.samplers.levels import Level
 from fastdiff.samplers.registry import sampler
 from fastdiff.samplers.rows import Options, Rows
 from fastdiff.samplers.stages import Step, ancestral, straight
@@ -44,14 +45,30 @@ def dpmpp_sde(
     rows.need_signal("dpmpp_sde")
     for step in straight(rows.levels):
         now, after = step.now, step.after
-        if not after.sigma:
-            rows.add(now, c0=after.alpha)
-            continue
-        middle = rows.between(now.ratio ** (1 - r) * after.ratio**r)
-        shared = (now.ratio - middle.ratio) / (now.ratio - after.ratio)
-        stages = ancestral(rows, Step(now, middle, middle), eta), ancestral(rows, step, eta)
-        _add_stages(rows, *stages, 1 / (2 * r), shared)
+        add_stochastic(rows, step, rows.between(now.ratio ** (1 - r) * after.ratio**r) if after.sigma else after, eta, r)
     return rows.plan()
+
+
+def add_stochastic(
+    rows: Rows, step: Step, middle: Level, eta: float = 1.0, r: float = 0.5, one_path: bool = True
+) -> None:
+    """Add the rows of a step of `dpmpp_sde`: two, but one onto clean data.
+
+    Args:
+        rows: where to.
+        step: the step, straight down, with the scale of its noise.
+        middle: the level where its first stage ends.
+        eta, r: as `dpmpp_sde` has them.
+        one_path: whether the draws of the two rows are independent, and make up one Brownian motion; else the second
+            row's is the noise of the whole step.
+    """
+    now, after = step.now, step.after
+    if not after.sigma:
+        rows.add(now, c0=after.alpha)
+        return
+    shared = (now.ratio - middle.ratio) / (now.ratio - after.ratio) if one_path else 0.0
+    stages = ancestral(rows, Step(now, middle, middle, step.noise_scale), eta), ancestral(rows, step, eta)
+    _add_stages(rows, *stages, 1 / (2 * r), shared)
 
 
 @sampler

@@ -91,9 +91,11 @@ class Integral(NamedTuple):
         return after.sigma / now.sigma * math.pow(after.ratio / now.ratio, self.eta)
 
     def noise(self, now: Level, after: Level) -> float:
-        """Return the standard deviation of the noise added between two levels."""
+        """Return the standard deviation of the noise added between two levels; 0 to the same one, however rounded."""
+        if not self.eta or after.ratio >= now.ratio:
+            return 0.0
         if self.predicts == "eps":
-            return math.sqrt(self.eta * (now.ratio**2 - after.ratio**2)) * after.alpha if self.eta else 0.0
+            return math.sqrt(self.eta * (now.ratio**2 - after.ratio**2)) * after.alpha
         return after.sigma * math.sqrt(1 - math.pow(after.ratio / now.ratio, 2 * self.eta))
 
     def weights(self, levels: Sequence[Level]) -> Array:
@@ -109,7 +111,10 @@ class Integral(NamedTuple):
             return weights
         # From pure noise and onto clean data h is infinite: the prediction at hand is all there is.
         nodes = [j for j in self.nodes if math.isfinite(levels[j].lambda_)] if math.isfinite(h) else [self.start]
-        nodes = list({levels[j].lambda_: j for j in reversed(nodes)}.values())  # of a level that comes twice, the last
+        distinct: dict[float, int] = {}  # of a level that comes twice, the first node alone
+        for j in nodes:
+            distinct.setdefault(levels[j].lambda_, j)
+        nodes = list(distinct.values())
         if len(nodes) == 1:
             weights[nodes] = total
             return weights

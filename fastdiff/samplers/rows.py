@@ -137,8 +137,10 @@ class Rows:
         if self._clip is not None:
             columns["clip"] = self._clip
         if stores == "eps" or {"ce", "de"} & set(columns):
-            rederived = {"ex": 1 / sigma, "e0": -alpha / sigma}
-            columns |= rederived if self._rederive else {"ex": found.ex, "eo": found.eo}
+            if self._rederive:
+                columns |= {"ex": 1 / sigma, "e0": -alpha / sigma}
+            else:
+                columns |= {"ex": found.ex, "eo": found.eo}
         following = zip(self._lands, [*self._at[1:], self.levels[-1]], strict=True)
         levels = [self._at[0], *(lands or nominal for lands, nominal in following)]
         return Plan.build(

@@ -51,9 +51,10 @@ def states(
         scheduler.set_begin_index(first)
     if "generator" in inspect.signature(scheduler.step).parameters:
         step = {"generator": generator, **step}
-    x = normals(0).to(dtype) * float(scheduler.init_noise_sigma)
+    x = normals(0).to(dtype) * float(getattr(scheduler, "init_noise_sigma", 1.0))
+    scaled = getattr(scheduler, "scale_model_input", lambda x, t: x)
     for t in timesteps:
-        out = model(scheduler.scale_model_input(x, t), t)
+        out = model(scaled(x, t), t)
         x = scheduler.step(out, t, x, **step, return_dict=False)[0]
         found.append(x)
     return found

@@ -13,12 +13,12 @@ from tests.integrations.loops import TOLERANCE, error, network, normals, pair, s
 NAME = "IPNDMScheduler"
 
 
-@pytest.mark.parametrize("steps", [2, 3, 4, 5, 13, 50])
-@pytest.mark.parametrize("first", [0, 1, 3])
+@pytest.mark.parametrize(
+    ("steps", "first"), [(2, 0), (2, 1), (3, 0), (4, 0), (5, 0), (5, 3), (13, 0), (13, 6), (50, 0), (50, 49)]
+)
 def test_loops(steps: int, first: int) -> None:
-    if first < steps:
-        mine, theirs = pair(NAME)
-        assert error(states(mine, steps, first=first), states(theirs, steps, first=first)) < TOLERANCE
+    mine, theirs = pair(NAME)
+    assert error(states(mine, steps, first=first), states(theirs, steps, first=first)) < TOLERANCE
 
 
 def test_one_step() -> None:

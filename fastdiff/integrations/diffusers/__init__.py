@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from diffusers.utils import is_torchsde_available
+
 from fastdiff.integrations.diffusers.ddim import DDIMScheduler
 from fastdiff.integrations.diffusers.deis import DEISMultistepScheduler
+from fastdiff.integrations.diffusers.dpm import DPMSolverMultistepScheduler, EDMDPMSolverMultistepScheduler
+from fastdiff.integrations.diffusers.dpm_single import DPMSolverSinglestepScheduler
 from fastdiff.integrations.diffusers.edm import EDMEulerScheduler
 from fastdiff.integrations.diffusers.euler import EulerAncestralDiscreteScheduler, EulerDiscreteScheduler
 from fastdiff.integrations.diffusers.flow import FlowMatchEulerDiscreteScheduler
@@ -21,6 +25,9 @@ from fastdiff.integrations.diffusers.unipc import UniPCMultistepScheduler
 __all__ = [
     "DDIMScheduler",
     "DEISMultistepScheduler",
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
+    "EDMDPMSolverMultistepScheduler",
     "EDMEulerScheduler",
     "EulerAncestralDiscreteScheduler",
     "EulerDiscreteScheduler",
@@ -34,3 +41,8 @@ __all__ = [
     "SASolverScheduler",
     "UniPCMultistepScheduler",
 ]
+
+if is_torchsde_available():
+    from fastdiff.integrations.diffusers.dpm_sde import DPMSolverSDEScheduler
+
+    __all__ += ["DPMSolverSDEScheduler"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -22,19 +22,20 @@ Seed = int | Sequence[int]
 _MOST_TABLES = 64
 
 
-@dataclass(frozen=True)
-class Noise:
+class Noise(NamedTuple):
     """Where the noise of a step comes from: what is given, the generator, the seed, or torch's own generator.
 
     Attributes:
         generator: one for the batch, or one for each sample.
         seed: of the project's own noise, whose draw is the row: one for the batch, or one for each sample.
         given: the noise itself.
+        dtype: that noise is drawn in where it is neither given nor of a seed; None: that of the model's output.
     """
 
     generator: Generator | None = None
     seed: Seed | None = None
     given: Tensor | None = None
+    dtype: torch.dtype | None = None
 
 
 class Place(NamedTuple):
@@ -147,6 +148,7 @@ class Adapter:
 
     init_noise_sigma: Any
     config: Any
+    alphas_cumprod: Tensor
 
     _plan: Callable[..., Plan]
     """`_plan(run, first, **options)` returns the plan of a run from one of its rows on; options as `step` has them."""
@@ -257,18 +259,18 @@ class Adapter:
         keeps_x0: bool,
         dtype: torch.dtype,
     ) -> Stepped:
-        table, batch = state.table, len(sample)
+        table, batch = state.table, sample.shape[0]
         row = place.row - state.first
         out, variance = model_output, None
         if model_output.shape != sample.shape:
             out, learned = _halves(model_output, sample)
             variance = learned if table.plan.learns_variance else None
+        x = sample.to(table.dtype, copy=True)
         key = z = None
         if table.draws[row] or self._always_draws(place.row, place.run):
             key, z = self._noise(noise, table, out, place)
         elif table.plan.draws_noise:
-            z = out  # its coefficient is 0 in this row
-        x = sample.to(table.dtype, copy=True)
+            z = x  # its coefficient is 0 in this row
         result = x if dtype == table.dtype else torch.empty_like(x, dtype=dtype)
         x0 = torch.empty_like(x) if keeps_x0 else None
         table.step(
@@ -289,7 +291,7 @@ class Adapter:
         if noise.given is not None:
             if noise.generator is not None:
                 raise ValueError("generator and variance_noise both say what the noise is: pass one of them")
-            return None, noise.given.to(out.device, torch.float32)
+            return None, noise.given.to(out.device, table.dtype)
         seed = self.seed if noise.seed is None and noise.generator is None else noise.seed
         if seed is not None:
             return table.key(seed, len(out)), None
@@ -297,7 +299,8 @@ class Adapter:
 
     def _draw(self, noise: Noise, like: Tensor, place: Place) -> Tensor:
         """Return noise as diffusers draws it in a row: from the generator, or torch's own."""
-        z: Tensor = randn_tensor(like.shape, generator=noise.generator, device=like.device, dtype=like.dtype)
+        dtype = noise.dtype or like.dtype
+        z: Tensor = randn_tensor(like.shape, generator=noise.generator, device=like.device, dtype=dtype)
         return z
 
 

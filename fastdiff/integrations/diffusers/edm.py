@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import diffusers
 from diffusers.schedulers.scheduling_edm_euler import EDMEulerSchedulerOutput
@@ -36,14 +37,11 @@ class EDMEulerScheduler(ChurnedEuler, Adapter, diffusers.EDMEulerScheduler):
     ) -> EDMEulerSchedulerOutput | tuple[Tensor, Tensor]:
         """Step to the next sigma, by `pred_original_sample` where it is given; the arguments are diffusers'."""
         refuse_index(timestep)
-        options = {"s_churn": s_churn, "s_tmin": s_tmin, "s_tmax": s_tmax, "s_noise": s_noise}
-        given = pred_original_sample is not None
-        stepped = self._step(
-            *(pred_original_sample if given else model_output, timestep, sample, Noise(generator, seed)),
-            options | ({"predicts": "x0"} if given else {}),
-            x0=True,
-            dtype=model_output.dtype,
-        )
+        options: dict[str, Any] = {"s_churn": s_churn, "s_tmin": s_tmin, "s_tmax": s_tmax, "s_noise": s_noise}
+        out = model_output
+        if pred_original_sample is not None:
+            out, options["predicts"] = pred_original_sample, "x0"
+        stepped = self._step(out, timestep, sample, Noise(generator, seed), options, x0=True, dtype=model_output.dtype)
         return EDMEulerSchedulerOutput(*stepped) if return_dict else tuple(stepped)
 
     def _prediction(self) -> Parameterisation:

@@ -13,10 +13,10 @@ from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteSchedule
 from torch import Tensor
 
 from fastdiff.errors import number
-from fastdiff.integrations.diffusers.adapter import Adapter, Generator, Noise, Seed, State, Stepped
+from fastdiff.integrations.diffusers.adapter import Adapter, Generator, Noise, Seed, Stepped
 from fastdiff.integrations.diffusers.exploding import Exploding, refuse_index
 from fastdiff.integrations.diffusers.levels import EXPLODING, prediction
-from fastdiff.integrations.diffusers.runs import Run
+from fastdiff.integrations.diffusers.runs import Run, State
 from fastdiff.plan import Plan
 from fastdiff.prediction import Parameterisation, coefficients
 from fastdiff.samplers import euler_ancestral

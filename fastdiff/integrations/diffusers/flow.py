@@ -67,7 +67,7 @@ class FlowMatchEulerDiscreteScheduler(Adapter, diffusers.FlowMatchEulerDiscreteS
 
     def _level(self, run: Run, row: int) -> Level:
         """Return the level of a row. Where sigmas are inverted x0 and eps change places, and the steps are the same."""
-        sigma = float(run.sigmas[row])
+        sigma = float(run.sigmas[row]) if row < len(run.sigmas) else 0.0  # there is none behind the training levels
         return Level(1 - sigma, sigma, run.times[row] if row < len(run.times) else math.nan, 1.0)
 
     def _always_draws(self, row: int, run: Run) -> bool:
@@ -82,17 +82,17 @@ class FlowMatchEulerDiscreteScheduler(Adapter, diffusers.FlowMatchEulerDiscreteS
         self, model_output: Tensor, timestep: float | Tensor, sample: Tensor, noise: Noise, times: Tensor
     ) -> Tensor:
         """Step each token as if it were a sample of its own, with a row of its own."""
-        run, row = self._place(timestep)
-        dtype = torch.promote_types(sample.dtype, torch.float32)
-        x = sample.to(dtype, copy=True)
-        table, z = self._table_of_tokens(run, times.to(dtype)), None
+        place = self._place(timestep)
+        x = sample.to(torch.promote_types(sample.dtype, torch.float32), copy=True)
+        table, z = self._table_of_tokens(place.run, times.to(x)), None
         if self.config.stochastic_sampling:
-            key, z = self._noise(noise, table, sample, Place(run, row))
+            key, z = self._noise(noise, table, sample, place)
             if key is not None:
-                z = noises.normal(sample.shape, *key, row, "step", x.device)
+                z = noises.normal(sample.shape, key[0], key[1], place.row, "step", x.device)
+            z = None if z is None else z.flatten(0, 1)
         each = torch.arange(times.numel(), device=x.device)
-        table.step(*(tensor.view(len(each), -1) for tensor in (x, model_output)), each, z=z)
-        run.values["_step_index"] = row + 1
+        table.step(x.flatten(0, 1), model_output.flatten(0, 1), each, z=z)
+        place.run.values["_step_index"] = place.row + 1
         return x
 
     def _table_of_tokens(self, run: Run, times: Tensor) -> Table:

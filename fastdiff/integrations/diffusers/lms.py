@@ -8,7 +8,7 @@ from diffusers.schedulers.scheduling_lms_discrete import LMSDiscreteSchedulerOut
 from torch import Tensor
 
 from fastdiff.errors import whole
-from fastdiff.integrations.diffusers.adapter import Adapter, Noise
+from fastdiff.integrations.diffusers.adapter import Adapter, Noise, Seed
 from fastdiff.integrations.diffusers.exploding import Exploding
 from fastdiff.integrations.diffusers.levels import EXPLODING, prediction
 from fastdiff.integrations.diffusers.runs import Run
@@ -27,11 +27,13 @@ class LMSDiscreteScheduler(Exploding, Adapter, diffusers.LMSDiscreteScheduler):
         sample: Tensor,
         order: int = 4,
         return_dict: bool = True,
-    ) -> LMSDiscreteSchedulerOutput | tuple[Tensor, Tensor]:
+        *,
+        seed: Seed | None = None,
+    ) -> LMSDiscreteSchedulerOutput | tuple[Tensor, Tensor | None]:
         """Step to the next sigma by the last `order` evaluations, 1..4; the arguments are those of diffusers' class."""
         dtype = torch.promote_types(sample.dtype, model_output.dtype)
-        state, x0 = self._step(model_output, timestep, sample, Noise(), {"order": order}, x0=True, dtype=dtype)
-        found = state, x0.to(dtype)
+        state, x0 = self._step(model_output, timestep, sample, Noise(seed=seed), {"order": order}, x0=True, dtype=dtype)
+        found = state, None if x0 is None else x0.to(dtype)
         return LMSDiscreteSchedulerOutput(*found) if return_dict else found
 
     def _plan(self, run: Run, first: int, order: int = 4) -> Plan:

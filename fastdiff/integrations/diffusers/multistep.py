@@ -41,12 +41,16 @@ class Multistep(Adapter):
 
     def _options(self, run: Run, first: int) -> dict[str, Any]:
         """Return what samplers of `fastdiff.samplers` take: the levels, how x0 is found, and whether it is clipped."""
-        kind, threshold = self.config.prediction_type, self._threshold()
-        read = _READ.get((kind, self._flows)) or prediction(kind)
+        threshold, read = self._threshold(), self._prediction()
         if threshold is None:
             return {"levels": self._levels(run, first), "prediction": read, "clip": None}
         largest = min(threshold[1], 1.0)
         return {"levels": self._levels(run, first), "prediction": _x0_over(read, largest), "clip": 1.0}
+
+    def _prediction(self) -> str | Parameterisation:
+        """Return how x0 and eps are found from what the network predicts."""
+        kind = self.config.prediction_type
+        return _READ.get((kind, self._flows)) or prediction(kind)
 
     @property
     def _flows(self) -> bool:

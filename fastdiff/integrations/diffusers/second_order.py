@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from typing import Any
 
 import diffusers
 import torch
@@ -23,20 +24,19 @@ from fastdiff.samplers.rows import Rows
 from fastdiff.samplers.stages import Step, add_heun, add_midpoint, ancestral
 
 
-class TwoStages(Exploding):
+class Paired(Exploding):
     """A scheduler whose steps have two rows each, but the last, onto clean data, has one."""
 
-    @abstractmethod
-    def _add_step(self, rows: Rows, step: Step, middle: Level) -> None:
-        """Add the rows of a step, whose second one asks the network at the level `middle`."""
-
-    def _take(self, model_output: Tensor, timestep: float | Tensor, sample: Tensor, noise: Noise) -> Stepped:
+    def _take(
+        self, model_output: Tensor, timestep: float | Tensor, sample: Tensor, noise: Noise, **options: Any
+    ) -> Stepped:
         """Carry out a row; its results have the dtype that sample and output have together, as in diffusers."""
         dtype = torch.promote_types(sample.dtype, model_output.dtype)
-        state, x0 = self._step(model_output, timestep, sample, noise, {}, x0=True, dtype=dtype)
+        state, x0 = self._step(model_output, timestep, sample, noise, options, x0=True, dtype=dtype)
         return Stepped(state, None if x0 is None else x0.to(dtype))
 
-    def _plan(self, run: Run, first: int) -> Plan:
+    def _steps(self, run: Run, first: int) -> tuple[Rows, list[tuple[Step, Level]]]:
+        """Return rows to fill, and the steps, each with the level at which its second row asks the network."""
         if first % 2:
             raise InputError(f"row {first} is the second of a step: begin with the first, at index {first - 1}")
         begins = range(first, len(run.times), 2)
@@ -46,8 +46,30 @@ class TwoStages(Exploding):
             clip=self.config.clip_sample_range if self.config.get("clip_sample") else None,
             prediction=prediction(self.config.prediction_type),
         )
-        for row, (now, after) in zip(begins, rows.steps(), strict=True):
-            self._add_step(rows, Step(now, after, after), self._level(run, row + 1))
+        steps = zip(begins, rows.steps(), strict=True)
+        return rows, [(Step(now, after, after), self._level(run, row + 1)) for row, (now, after) in steps]
+
+
+class Halfway(Paired):
+    """A scheduler whose second rows ask the network halfway, in the logarithm, between the step's sigmas."""
+
+    def _level(self, run: Run, row: int) -> Level:
+        if row % 2 == 0 or row == len(run.times):
+            return super()._level(run, row)
+        return self._level_of(math.sqrt(run.sigmas[row - 1] * run.sigmas[row]), run.times[row])
+
+
+class TwoStages(Paired):
+    """A scheduler whose steps are those of an ODE, perhaps with noise behind."""
+
+    @abstractmethod
+    def _add_step(self, rows: Rows, step: Step, middle: Level) -> None:
+        """Add the rows of a step, whose second one asks the network at the level `middle`."""
+
+    def _plan(self, run: Run, first: int) -> Plan:
+        rows, steps = self._steps(run, first)
+        for step, middle in steps:
+            self._add_step(rows, step, middle)
         return rows.plan()
 
 
@@ -55,33 +77,40 @@ class HeunDiscreteScheduler(TwoStages, Adapter, diffusers.HeunDiscreteScheduler)
     __doc__ = diffusers.HeunDiscreteScheduler.__doc__
 
     def step(
-        self, model_output: Tensor, timestep: float | Tensor, sample: Tensor, return_dict: bool = True
+        self,
+        model_output: Tensor,
+        timestep: float | Tensor,
+        sample: Tensor,
+        return_dict: bool = True,
+        *,
+        seed: Seed | None = None,
     ) -> HeunDiscreteSchedulerOutput | tuple[Tensor, Tensor]:
         """Carry out a row, of which each step but the last has two; the arguments are those of diffusers' class."""
-        stepped = self._take(model_output, timestep, sample, Noise())
+        stepped = self._take(model_output, timestep, sample, Noise(seed=seed))
         return HeunDiscreteSchedulerOutput(*stepped) if return_dict else tuple(stepped)
 
     def _add_step(self, rows: Rows, step: Step, middle: Level) -> None:
         add_heun(rows, step)
 
 
-class KDPM2DiscreteScheduler(TwoStages, Adapter, diffusers.KDPM2DiscreteScheduler):
+class KDPM2DiscreteScheduler(Halfway, TwoStages, Adapter, diffusers.KDPM2DiscreteScheduler):
     __doc__ = diffusers.KDPM2DiscreteScheduler.__doc__
 
     def step(
-        self, model_output: Tensor, timestep: float | Tensor, sample: Tensor, return_dict: bool = True
+        self,
+        model_output: Tensor,
+        timestep: float | Tensor,
+        sample: Tensor,
+        return_dict: bool = True,
+        *,
+        seed: Seed | None = None,
     ) -> KDPM2DiscreteSchedulerOutput | tuple[Tensor, Tensor]:
         """Carry out a row, of which each step but the last has two; the arguments are those of diffusers' class."""
-        stepped = self._take(model_output, timestep, sample, Noise())
+        stepped = self._take(model_output, timestep, sample, Noise(seed=seed))
         return KDPM2DiscreteSchedulerOutput(*stepped) if return_dict else tuple(stepped)
 
     def _add_step(self, rows: Rows, step: Step, middle: Level) -> None:
         add_midpoint(rows, step, middle)
-
-    def _level(self, run: Run, row: int) -> Level:
-        if row % 2 == 0 or row == len(run.times):
-            return super()._level(run, row)
-        return self._level_of(math.sqrt(run.sigmas[row - 1] * run.sigmas[row]), run.times[row])
 
 
 class KDPM2AncestralDiscreteScheduler(TwoStages, Adapter, diffusers.KDPM2AncestralDiscreteScheduler):

@@ -48,8 +48,8 @@ class Question:
     def __init__(self, network: nn.Module, loop: WholeLoop) -> None:
         self._network, self._loop = network, loop
 
-    @property
-    def __class__(self) -> type:  # type: ignore[override]
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
         return type(self._network)
 
     def __getattr__(self, name: str) -> Any:

@@ -1,0 +1,85 @@
+"""Heun and the midpoint methods against diffusers, every state of whole loops, those between two stages too."""
+
+from __future__ import annotations
+
+from itertools import cycle
+from typing import Any
+
+import pytest
+import torch
+
+from tests.integrations.loops import TOLERANCE, error, network, normals, pair, states
+
+HEUN, ANCESTRAL = "HeunDiscreteScheduler", "KDPM2AncestralDiscreteScheduler"
+NAMES = [HEUN, "KDPM2DiscreteScheduler", ANCESTRAL]
+SPACINGS = ["linspace", "leading", "trailing"]
+SIGMAS: list[dict[str, Any]] = [
+    {},
+    {"use_karras_sigmas": True},
+    {"use_exponential_sigmas": True},
+    {"use_beta_sigmas": True},
+    {"beta_schedule": "scaled_linear", "steps_offset": 1},
+]
+# Diffusers turns tensors into arrays in a way of before numpy 2.
+pytestmark = pytest.mark.filterwarnings("ignore:__array")
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("predicts", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_every_state(name: str, predicts: str, spacing: str) -> None:
+    if predicts == "sample" and name != HEUN:
+        pytest.skip("diffusers refuses it")
+    for sigmas, (steps, first) in zip(SIGMAS, cycle([(5, 0), (13, 6), (20, 0), (8, 4)])):
+        config = {"prediction_type": predicts, "timestep_spacing": spacing, **sigmas}
+        mine, theirs = pair(name, **config)
+        found, expected = (states(scheduler, steps, first=first) for scheduler in (mine, theirs))
+        assert error(found, expected) < TOLERANCE, (config, steps)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_all_counts(name: str) -> None:
+    for steps, spacing in zip(range(6, 51, 4), cycle(SPACINGS)):
+        mine, theirs = pair(name, timestep_spacing=spacing)
+        assert error(states(mine, steps), states(theirs, steps)) < TOLERANCE, steps
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_step(name: str) -> None:
+    """One step lands on x0 = x - sigma eps."""
+    mine, _ = pair(name, timestep_spacing="trailing")
+    final = states(mine, 1, model=lambda x, t: torch.tanh(x))
+    sigma = float(mine.sigmas[0])
+    x = normals(0) * sigma
+    assert error(final, [x - sigma * torch.tanh(x / (sigma**2 + 1) ** 0.5)]) < TOLERANCE
+
+
+@pytest.mark.parametrize("predicts", ["epsilon", "v_prediction", "sample"])
+def test_clipping(predicts: str) -> None:
+    for bound, steps in [(0.2, 7), (1.0, 12)]:
+        mine, theirs = pair(HEUN, clip_sample=True, clip_sample_range=bound, prediction_type=predicts)
+        expected = states(theirs, steps)
+        assert error(states(mine, steps), expected) < TOLERANCE
+        assert float(expected[-1].abs().max()) <= bound
+
+
+def test_own_timesteps() -> None:
+    mine, theirs = pair(HEUN)
+    given = {"timesteps": [950, 721, 400, 33, 0]}
+    assert error(states(mine, None, timesteps_of=given), states(theirs, None, timesteps_of=given)) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_x0_of_each_row(name: str) -> None:
+    """x0 belongs to the level at which the network was asked, between two levels too."""
+    found = []
+    for scheduler in pair(name):
+        scheduler.set_timesteps(6)
+        torch.manual_seed(0)
+        x, x0s = normals(0) * float(scheduler.init_noise_sigma), []
+        for t in scheduler.timesteps:
+            result = scheduler.step(network(scheduler.scale_model_input(x, t), t), t, x)
+            x = result.prev_sample
+            x0s.append(result.pred_original_sample)
+        found.append(x0s)
+    assert error(*found) < TOLERANCE
