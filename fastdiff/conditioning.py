@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -91,7 +92,7 @@ def start(plan: Plan, images: Images) -> Plan:
 def inpainting(plan: Plan, noise_given: bool = False) -> Plan:
     """Return a plan whose rows also bring what is known to the noise level that they land on, or find it there."""
     columns = {name: plan.column(name) for name in plan.columns}
-    known = {"k0": 1.0} if noise_given else {"k0": plan.alpha[1:], "kz": plan.sigma[1:]}
+    known: dict[str, npt.ArrayLike] = {"k0": 1.0} if noise_given else {"k0": plan.alpha[1:], "kz": plan.sigma[1:]}
     return Plan.build(
         *(plan.name, plan.t, {**columns, **known}),
         init_scale=plan.init_scale,

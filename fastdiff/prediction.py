@@ -80,19 +80,27 @@ def edm(sigma_data: float) -> Parameterisation:
     return coefficients_of
 
 
-def _consistency(alpha: Array, sigma: Array) -> Prediction:
-    above, data = sigma - SIGMA_MIN * alpha, SIGMA_DATA * alpha
-    above = np.where(np.abs(above) < 1e-9 * sigma, 0.0, above)  # schedules reach sigma_min but for rounding
-    skip, scale = SIGMA_DATA * data / (above**2 + data**2), SIGMA_DATA * above / np.hypot(sigma, data)
-    target = np.divide(1, scale, out=np.zeros_like(scale), where=scale != 0)  # none where the network is not heard
-    return Prediction(
-        px=skip,
-        po=scale,
-        ex=(1 - alpha * skip) / sigma,
-        eo=-alpha * scale / sigma,
-        t0=(1 - alpha * skip) * target,
-        te=-sigma * skip * target,
-    )
+def consistency(sigma_data: float, sigma_min: float) -> Parameterisation:
+    """Return the prediction of consistency models: as `edm`, but `x0 = x / alpha` where `sigma / alpha = sigma_min`.
+
+    Song et al. 2023, appendix C.
+    """
+
+    def coefficients_of(alpha: Array, sigma: Array) -> Prediction:
+        above, data = sigma - sigma_min * alpha, sigma_data * alpha
+        above = np.where(np.abs(above) < 1e-9 * sigma, 0.0, above)  # schedules reach sigma_min but for rounding
+        skip, scale = sigma_data * data / (above**2 + data**2), sigma_data * above / np.hypot(sigma, data)
+        target = np.divide(1, scale, out=np.zeros_like(scale), where=scale != 0)  # none where the network is not heard
+        return Prediction(
+            px=skip,
+            po=scale,
+            ex=(1 - alpha * skip) / sigma,
+            eo=-alpha * scale / sigma,
+            t0=(1 - alpha * skip) * target,
+            te=-sigma * skip * target,
+        )
+
+    return coefficients_of
 
 
 _PREDICTIONS: dict[str, Parameterisation] = {
@@ -102,7 +110,7 @@ _PREDICTIONS: dict[str, Parameterisation] = {
     "score": _score,  # -eps / sigma: Song & Ermon 2019
     "flow": _flow,  # eps - x0: Liu et al. 2022
     "edm": edm(SIGMA_DATA),
-    "consistency": _consistency,  # as edm, but x0 = x / alpha at sigma_min = 0.002: Song et al. 2023, appendix C
+    "consistency": consistency(SIGMA_DATA, SIGMA_MIN),
 }
 _STEP = "eps_step"
 _NEEDS_SIGNAL = ("eps", "score", _STEP)

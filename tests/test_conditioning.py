@@ -119,6 +119,24 @@ def test_every_row_puts_the_data_at_its_level():
     torch.testing.assert_close(torch.stack(got), torch.stack(states), rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.parametrize("backend", ["eager", "auto"])
+def test_known_data_may_keep_their_noise(backend):
+    """Every row has the known at its level with the same noise, whatever noise the sampler itself adds."""
+    eps, steps, states = fd.noise.normal(SHAPE, seed=8), plan(), []
+    fd.sample(
+        *(model, steps, SHAPE),
+        known=DATA,
+        mask=MASK,
+        known_noise=eps,
+        backend=backend,
+        callback=lambda row, x, x0: states.append(x.clone()),
+    )
+    for row, state in enumerate(states, start=1):
+        expected = steps.alpha[row] * DATA + steps.sigma[row] * eps
+        # Two roundings of numbers below 8.
+        torch.testing.assert_close(state * MASK, (expected * MASK).float(), rtol=0, atol=1e-6)
+
+
 def test_a_mask_of_zero_changes_nothing():
     """The bits of the plan by itself."""
     plain = fd.sample(model, plan(), SHAPE, seed=2)

@@ -34,8 +34,9 @@ def markdown(results: Mapping[str, Any]) -> str:
         f"diffusers {results['diffusers']}, torch {results['torch']}, {results['threads']} thread(s).",
         "",
         f"Stable Diffusion's pipeline, {STEPS} steps with guidance, around a network that costs nothing:",
-        "what is left is the scaling and doubling of the input, the guidance and the step. `accelerate`: the scheduler replaced;",
-        "`loop`: the whole loop in one go. Times are medians; in brackets how many times less than diffusers.",
+        "what is left is the scaling and doubling of the input, the guidance and the step.",
+        "`accelerate`: the scheduler replaced; `loop`: the whole loop in one go.",
+        "Times are medians; in brackets how many times less than diffusers.",
         "Each way's latents were compared with diffusers' before; the largest relative error is in the last column.",
         "",
     ]

@@ -13,7 +13,7 @@ from fastdiff.errors import InputError, lookup
 
 EXTRA = "extra_channels"
 # Sinusoids read these in float32: half precision would only take digits from them.
-KEPT = ("time_ids", "resolution", "aspect_ratio")
+SINUSOIDAL = ("time_ids", "resolution", "aspect_ratio")
 
 
 class DiffusersDenoiser(nn.Module):
@@ -37,16 +37,20 @@ class DiffusersDenoiser(nn.Module):
         self.network: Any = network
         self.training = network.training
         self.needs, self.takes = tuple(needs), (*takes, EXTRA)
+        labels_are_times = network.config.get("class_embed_type") == "timestep"
+        self._kept = (*SINUSOIDAL, "class_labels") if labels_are_times else SINUSOIDAL
 
     def forward(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
         """Ask the network. Raises InputError for conditions that it does not know or lacks, and for other shapes."""
         self._check(x, t, cond)
         dtype = self.network.dtype
-        given = {name: _cast(value, dtype) if name not in KEPT else value for name, value in cond.items()}
-        channels = [x.to(dtype), given.pop(EXTRA)] if EXTRA in given else [x.to(dtype)]
+        given = {name: value if name in self._kept else _cast(value, dtype) for name, value in cond.items()}
+        x = x.to(dtype)
+        if EXTRA in given:
+            x = torch.cat([x, given.pop(EXTRA)], dim=1)
         if self.added:
             given["added_cond_kwargs"] = {name: given.pop(name) for name in self.added if name in given}
-        return self.ask(torch.cat(channels, dim=1), t, given)
+        return self.ask(x, t, given)
 
     def ask(self, x: Tensor, t: Tensor, given: dict[str, Any]) -> Tensor:
         """Return what the network says of its whole input, its times and its own keyword arguments."""

@@ -68,7 +68,7 @@ def lcm(
         timestep_scaling = number("timestep_scaling", timestep_scaling, 0, above=True)
     rows = _distilled_rows(schedule, steps, original_steps, options)
     for now, after in rows.steps():
-        skip, out = (0.0, 1.0) if timestep_scaling is None else _boundary(timestep_scaling * now.time)
+        skip, out = (0.0, 1.0) if timestep_scaling is None else boundary(timestep_scaling * now.time)
         rows.add(now, cx=after.alpha * skip, c0=after.alpha * out, cz=after.sigma)
     return rows.plan()
 
@@ -99,10 +99,15 @@ def tcd(
         raise InputError("tcd needs a schedule whose times rise with the index: see Schedule.with_time")
     rows = _distilled_rows(schedule, steps, original_steps, options)
     for now, after in rows.steps():
-        s = _aim(schedule, after, gamma)
-        share = after.alpha / s.alpha
-        rows.add(now, c0=after.alpha, ce=share * s.sigma, cz=math.sqrt(step_variance(after, s)))
+        add_tcd(rows, now, _aim(schedule, after, gamma), after)
     return rows.plan()
+
+
+def add_tcd(rows: Rows, now: Level, s: Level, after: Level, **columns: float) -> None:
+    """Add the row of a step by DDIM to the level s and by noise from there to another, with further columns."""
+    share = after.alpha / s.alpha
+    noise = math.sqrt(step_variance(after, s))
+    rows.add(*(now, None, after), c0=after.alpha, ce=share * s.sigma, cz=noise, **columns)
 
 
 def _distilled_rows(schedule: Schedule, steps: int, original_steps: int, options: Options) -> Rows:
@@ -111,7 +116,8 @@ def _distilled_rows(schedule: Schedule, steps: int, original_steps: int, options
     return Rows(schedule, steps, **options)
 
 
-def _boundary(s: float) -> tuple[float, float]:
+def boundary(s: float) -> tuple[float, float]:
+    """Return c_skip and c_out of `x0 = c_skip x + c_out x0` at the scaled time s, which is x at s = 0; see `lcm`."""
     norm = math.hypot(s, SIGMA_DATA)
     return (SIGMA_DATA / norm) ** 2, s / norm
 

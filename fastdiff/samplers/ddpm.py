@@ -15,8 +15,16 @@ from fastdiff.samplers.rows import Common, Rows
 from fastdiff.schedules import Schedule
 
 
+# Least posterior variance, so that it has a logarithm where a step lands on clean data.
+_LEAST = 1e-20
+
+
+def _beta_tilde(now: Level, after: Level) -> float:
+    return max(posterior_variance(now, after), _LEAST)
+
+
 def _small(now: Level, after: Level) -> dict[str, float]:
-    return {"cz": math.sqrt(posterior_variance(now, after))}
+    return {"cz": math.sqrt(_beta_tilde(now, after))}
 
 
 def _large(now: Level, after: Level) -> dict[str, float]:
@@ -25,7 +33,7 @@ def _large(now: Level, after: Level) -> dict[str, float]:
 
 def _learned_range(now: Level, after: Level) -> dict[str, float]:
     # exp(v' log beta + (1 - v') log beta~) with v' = (v + 1) / 2 is a geometric mean times exp(v times half the gap).
-    small, large = math.log(posterior_variance(now, after)), math.log(step_variance(now, after))
+    small, large = math.log(_beta_tilde(now, after)), math.log(step_variance(now, after))
     return {"cz": math.exp((small + large) / 4), "cv": (large - small) / 4}
 
 
@@ -69,13 +77,23 @@ def ddpm(
     Raises:
         InputError: an argument is out of range or a name is unknown.
     """
-    noise = lookup("variance", variance, _VARIANCES)
+    lookup("variance", variance, _VARIANCES)
     rows = Rows(schedule, steps, spacing=spacing, timesteps=timesteps, **options)
     for now, after in rows.steps():
-        rows.add(
-            now,
-            cx=now.alpha / after.alpha * (after.sigma / now.sigma) ** 2,
-            c0=after.alpha * step_variance(now, after) / now.sigma**2,
-            **(noise(now, after) if after.sigma else {}),
-        )
+        add_ddpm(rows, now, after, **(noise_columns(variance, now, after) if after.sigma else {}))
     return rows.plan()
+
+
+def add_ddpm(rows: Rows, now: Level, after: Level, **noise: float) -> None:
+    """Add the row of a step to the posterior mean at another level, with the columns of its noise; see `ddpm`."""
+    rows.add(
+        *(now, None, after),
+        cx=now.alpha / after.alpha * (after.sigma / now.sigma) ** 2,
+        c0=after.alpha * step_variance(now, after) / now.sigma**2,
+        **noise,
+    )
+
+
+def noise_columns(variance: str, now: Level, after: Level) -> dict[str, float]:
+    """Return the columns of the noise of a step, by the name of its variance in `ddpm`."""
+    return lookup("variance", variance, _VARIANCES)(now, after)

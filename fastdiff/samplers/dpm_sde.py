@@ -45,7 +45,9 @@ def dpmpp_sde(
     rows.need_signal("dpmpp_sde")
     for step in straight(rows.levels):
         now, after = step.now, step.after
-        add_stochastic(rows, step, rows.between(now.ratio ** (1 - r) * after.ratio**r) if after.sigma else after, eta, r)
+        add_stochastic(
+            rows, step, rows.between(now.ratio ** (1 - r) * after.ratio**r) if after.sigma else after, eta, r
+        )
     return rows.plan()
 
 

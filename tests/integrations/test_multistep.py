@@ -1,4 +1,4 @@
-"""What holds for each of PNDM, iPNDM, DEIS, UniPC and SA-Solver: the calls of `step`, and what it returns."""
+"""What holds for each of PNDM, iPNDM, DEIS, UniPC, SA-Solver and DPM-Solver: the calls of `step`, and what it returns."""
 
 from __future__ import annotations
 
@@ -15,7 +15,15 @@ import fastdiff as fd
 import fastdiff.integrations.diffusers as ours
 from tests.integrations.loops import SHAPE, TOLERANCE, error, network, normals, pair, states
 
-NAMES = ["PNDMScheduler", "IPNDMScheduler", "DEISMultistepScheduler", "UniPCMultistepScheduler", "SASolverScheduler"]
+NAMES = [
+    "PNDMScheduler",
+    "IPNDMScheduler",
+    "DEISMultistepScheduler",
+    "UniPCMultistepScheduler",
+    "SASolverScheduler",
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
+]
 BY_SIGMA = NAMES[2:]
 # Diffusers turns tensors into arrays in a way of before numpy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array")

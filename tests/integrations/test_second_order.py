@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from itertools import cycle
+import importlib
+from itertools import product
 from typing import Any
 
 import pytest
 import torch
 
 from tests.integrations.loops import TOLERANCE, error, network, normals, pair, states
+from tests.peers.doubles import Doubled
 
 HEUN, ANCESTRAL = "HeunDiscreteScheduler", "KDPM2AncestralDiscreteScheduler"
 NAMES = [HEUN, "KDPM2DiscreteScheduler", ANCESTRAL]
@@ -20,18 +22,20 @@ SIGMAS: list[dict[str, Any]] = [
     {"use_beta_sigmas": True},
     {"beta_schedule": "scaled_linear", "steps_offset": 1},
 ]
+# A schedule that is soon set up: these schedulers begin with all its levels.
+SHORT = {"num_train_timesteps": 250, "beta_start": 0.004, "beta_end": 0.08}
 # Diffusers turns tensors into arrays in a way of before numpy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array")
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("predicts", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize(
+    ("name", "predicts"),  # diffusers refuses "sample" where the slope is taken halfway
+    [*product(NAMES, ["epsilon", "v_prediction"]), (HEUN, "sample")],
+)
 @pytest.mark.parametrize("spacing", SPACINGS)
 def test_every_state(name: str, predicts: str, spacing: str) -> None:
-    if predicts == "sample" and name != HEUN:
-        pytest.skip("diffusers refuses it")
-    for sigmas, (steps, first) in zip(SIGMAS, cycle([(5, 0), (13, 6), (20, 0), (8, 4)])):
-        config = {"prediction_type": predicts, "timestep_spacing": spacing, **sigmas}
+    for sigmas, (steps, first) in zip(SIGMAS, [(5, 0), (13, 6), (9, 0), (8, 0), (8, 4)], strict=True):
+        config = {"prediction_type": predicts, "timestep_spacing": spacing, **sigmas, **SHORT}
         mine, theirs = pair(name, **config)
         found, expected = (states(scheduler, steps, first=first) for scheduler in (mine, theirs))
         assert error(found, expected) < TOLERANCE, (config, steps)
@@ -39,19 +43,40 @@ def test_every_state(name: str, predicts: str, spacing: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_all_counts(name: str) -> None:
-    for steps, spacing in zip(range(6, 51, 4), cycle(SPACINGS)):
-        mine, theirs = pair(name, timestep_spacing=spacing)
+    """With diffusers' own levels."""
+    mine, theirs = pair(name)
+    for steps in range(6, 51, 4):
         assert error(states(mine, steps), states(theirs, steps)) < TOLERANCE, steps
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_one_step(name: str) -> None:
     """One step lands on x0 = x - sigma eps."""
-    mine, _ = pair(name, timestep_spacing="trailing")
+    mine, _ = pair(name, timestep_spacing="trailing", **SHORT)
     final = states(mine, 1, model=lambda x, t: torch.tanh(x))
     sigma = float(mine.sigmas[0])
     x = normals(0) * sigma
     assert error(final, [x - sigma * torch.tanh(x / (sigma**2 + 1) ** 0.5)]) < TOLERANCE
+
+
+def test_ancestral_over_wide_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Down to sigma'^2 / sigma, which diffusers finds as sqrt(sigma'^2 - noise^2): in float32 few digits are left.
+
+    In float64 it is ours to the tolerance.
+    """
+    config = {"prediction_type": "v_prediction", "use_beta_sigmas": True, **SHORT}
+    mine, theirs = pair(ANCESTRAL, **config)
+    found, rounded = (states(scheduler, 8, first=4) for scheduler in (mine, theirs))
+    module = importlib.import_module(type(theirs).__module__)
+    draw, single = module.randn_tensor, torch.float32
+    monkeypatch.setattr(
+        module, "randn_tensor", lambda shape, dtype, **source: draw(shape, dtype=single, **source).to(dtype)
+    )
+    for library in ("np", "torch"):
+        monkeypatch.setattr(module, library, Doubled(getattr(module, library)))
+    exact = states(theirs, 8, first=4, dtype=torch.float64)
+    assert exact[0].dtype == torch.float64
+    assert error(rounded, exact) > TOLERANCE > error(found, exact)
 
 
 @pytest.mark.parametrize("predicts", ["epsilon", "v_prediction", "sample"])
@@ -60,7 +85,7 @@ def test_clipping(predicts: str) -> None:
         mine, theirs = pair(HEUN, clip_sample=True, clip_sample_range=bound, prediction_type=predicts)
         expected = states(theirs, steps)
         assert error(states(mine, steps), expected) < TOLERANCE
-        assert float(expected[-1].abs().max()) <= bound
+        assert float(expected[-1].abs().max()) == pytest.approx(bound, rel=1e-5)
 
 
 def test_own_timesteps() -> None:
@@ -73,7 +98,7 @@ def test_own_timesteps() -> None:
 def test_x0_of_each_row(name: str) -> None:
     """x0 belongs to the level at which the network was asked, between two levels too."""
     found = []
-    for scheduler in pair(name):
+    for scheduler in pair(name, **SHORT):
         scheduler.set_timesteps(6)
         torch.manual_seed(0)
         x, x0s = normals(0) * float(scheduler.init_noise_sigma), []

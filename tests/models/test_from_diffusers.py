@@ -20,6 +20,7 @@ from fastdiff.errors import CheckpointError, InputError, MissingDependencyError
 from fastdiff.plan import Plan
 
 BATCH, SIDE = 2, 8
+SINUSOIDAL = ("time_ids", "resolution", "aspect_ratio")
 Condition = dict[str, Any]
 Ask = Callable[[Any, Tensor, Tensor, Condition], Tensor]
 
@@ -46,14 +47,14 @@ def build(kind: str, config: Mapping[str, Any]) -> Any:
 
 
 def condition_of(case: Case, seed: int = 0) -> Condition:
-    """Random conditions: labels, sizes of images, masks that keep, and otherwise normal numbers."""
+    """Random conditions: labels, sizes of images and times, masks, and otherwise normal numbers."""
     found: Condition = {}
     for name, shape in case.condition.items():
         values = numbers((BATCH, *shape), seed + len(found))
-        if name == "class_labels":
-            found[name] = torch.tensor([1, 3]) if seed == 0 else torch.tensor([0, 2])
-        elif name in ("time_ids", "resolution"):
+        if name in SINUSOIDAL or case.config.get("class_embed_type"):
             found[name] = 512 + (values * 100).round()
+        elif name == "class_labels":
+            found[name] = torch.tensor([1, 3]) if seed == 0 else torch.tensor([0, 2])
         elif name == "encoder_attention_mask":
             found[name] = torch.tensor([[1, 1, 0], [1, 1, 1]])
         else:
@@ -117,7 +118,7 @@ HEADS: dict[str, Any] = {"num_attention_heads": 2, "attention_head_dim": 8, "num
 DIT = HEADS | {"in_channels": 4, "out_channels": 8, "norm_num_groups": 4, "num_embeds_ada_norm": 5}
 LEGACY = DIT | {"patch_size": 2, "norm_type": "ada_norm_zero", "norm_elementwise_affine": False}
 PIXART = HEADS | {"out_channels": 8, "norm_num_groups": 4, "cross_attention_dim": 16, "caption_channels": 6}
-SIZES = {"resolution": (2,), "aspect_ratio": (1,)}
+SIZES: dict[str, tuple[int, ...]] = {"resolution": (2,), "aspect_ratio": (1,)}
 XL = {"addition_embed_type": "text_time", "addition_time_embed_dim": 4, "projection_class_embeddings_input_dim": 29}
 IMAGES = {"addition_embed_type": "image", "encoder_hid_dim_type": "image_proj", "encoder_hid_dim": 5}
 MMDIT = HEADS | {"joint_attention_dim": 6, "caption_projection_dim": 16, "pooled_projection_dim": 5}
@@ -130,6 +131,9 @@ LABELS: dict[str, tuple[int, ...]] = {"class_labels": ()}
 CASES = {
     "unet": Case("UNet2DModel", UNET, {}, plainly),
     "unet of classes": Case("UNet2DModel", UNET | {"num_class_embeds": 5}, LABELS, plainly),
+    "two times and text": Case(
+        "UNet2DConditionModel", TEXT_UNET | {"class_embed_type": "timestep"}, PROMPT | LABELS, plainly
+    ),
     "unet of learned times": Case(
         "UNet2DModel", UNET | {"time_embedding_type": "learned", "num_train_timesteps": 1000}, {}, plainly
     ),
@@ -193,17 +197,18 @@ def test_asked_as_the_pipelines_ask(name: str, tmp_path: Path) -> None:
     assert torch.equal(loaded(x, t, **cond), expected)
 
 
-@pytest.mark.parametrize("name", ["stable diffusion", "xl", "pixart of sizes", "dit", "sd3", "flux", "inpainting"])
+HALVED = ["two times and text", "stable diffusion", "xl", "inpainting", "pixart of sizes", "dit", "sd3", "flux"]
+
+
+@pytest.mark.parametrize("name", HALVED)
 @torch.no_grad()
 def test_half_precision(name: str) -> None:
     """A bfloat16 network is given bfloat16 and says it; its times and sizes of images keep their digits."""
     case = CASES[name]
     network, cond = build(case.kind, case.config).bfloat16(), condition_of(case)
     x, t = numbers((BATCH, case.channels, SIDE, SIDE), 5), torch.tensor([801.0, 20.0])
-    halved = {
-        name: value.bfloat16() if value.is_floating_point() and name not in ("time_ids", *SIZES) else value
-        for name, value in cond.items()
-    }
+    kept = (*SINUSOIDAL, "class_labels")
+    halved = {name: value if name in kept else value.bfloat16() for name, value in cond.items()}
     out = fd.models.from_diffusers(network)(x, t, **cond)
     assert out.dtype == torch.bfloat16
     assert torch.equal(out, case.ask(network, x.bfloat16(), t, halved))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from diffusers.utils import is_torchsde_available
 
-from fastdiff.integrations.diffusers.ddim import DDIMScheduler
+from fastdiff.integrations.diffusers.ddim import DDIMInverseScheduler, DDIMParallelScheduler, DDIMScheduler
+from fastdiff.integrations.diffusers.ddpm import DDPMParallelScheduler, DDPMScheduler
 from fastdiff.integrations.diffusers.deis import DEISMultistepScheduler
+from fastdiff.integrations.diffusers.distilled import CMStochasticIterativeScheduler, LCMScheduler, TCDScheduler
 from fastdiff.integrations.diffusers.dpm import DPMSolverMultistepScheduler, EDMDPMSolverMultistepScheduler
 from fastdiff.integrations.diffusers.dpm_single import DPMSolverSinglestepScheduler
 from fastdiff.integrations.diffusers.edm import EDMEulerScheduler
@@ -23,7 +25,12 @@ from fastdiff.integrations.diffusers.second_order import (
 from fastdiff.integrations.diffusers.unipc import UniPCMultistepScheduler
 
 __all__ = [
+    "CMStochasticIterativeScheduler",
+    "DDIMInverseScheduler",
+    "DDIMParallelScheduler",
     "DDIMScheduler",
+    "DDPMParallelScheduler",
+    "DDPMScheduler",
     "DEISMultistepScheduler",
     "DPMSolverMultistepScheduler",
     "DPMSolverSinglestepScheduler",
@@ -36,9 +43,11 @@ __all__ = [
     "IPNDMScheduler",
     "KDPM2AncestralDiscreteScheduler",
     "KDPM2DiscreteScheduler",
+    "LCMScheduler",
     "LMSDiscreteScheduler",
     "PNDMScheduler",
     "SASolverScheduler",
+    "TCDScheduler",
     "UniPCMultistepScheduler",
 ]
 

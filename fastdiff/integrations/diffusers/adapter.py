@@ -30,12 +30,14 @@ class Noise(NamedTuple):
         seed: of the project's own noise, whose draw is the row: one for the batch, or one for each sample.
         given: the noise itself.
         dtype: that noise is drawn in where it is neither given nor of a seed; None: that of the model's output.
+        spare: whether it is drawn also in the rows that `_always_draws` names.
     """
 
     generator: Generator | None = None
     seed: Seed | None = None
     given: Tensor | None = None
     dtype: torch.dtype | None = None
+    spare: bool = True
 
 
 class Place(NamedTuple):
@@ -267,7 +269,7 @@ class Adapter:
             variance = learned if table.plan.learns_variance else None
         x = sample.to(table.dtype, copy=True)
         key = z = None
-        if table.draws[row] or self._always_draws(place.row, place.run):
+        if table.draws[row] or (noise.spare and self._always_draws(place.row, place.run)):
             key, z = self._noise(noise, table, out, place)
         elif table.plan.draws_noise:
             z = x  # its coefficient is 0 in this row

@@ -14,17 +14,10 @@ from fastdiff.integrations.diffusers.levels import PRESERVING, edm_prediction
 from fastdiff.integrations.diffusers.multistep import Multistep
 from fastdiff.integrations.diffusers.runs import Run
 from fastdiff.plan import Plan
-from fastdiff.prediction import Parameterisation
-from fastdiff.samplers.exponential import (
-    Mean,
-    add_multistep,
-    falling,
-    half_square,
-    moment,
-    rows_of,
-    solver_mean,
-)
+from fastdiff.prediction import Parameterisation, Prediction, coefficients
+from fastdiff.samplers.exponential import Mean, add_multistep, falling, half_square, moment, rows_of, solver_mean
 from fastdiff.samplers.levels import Level
+from fastdiff.schedules import Array
 
 SOLVERS = ("midpoint", "heun")
 _FEW_STEPS = 15
@@ -39,11 +32,25 @@ def misprinted(square: Mean) -> Mean:
     return of
 
 
+def _by_eps(read: str | Parameterisation) -> Parameterisation:
+    """Return the prediction whose x0 is what its eps leaves of x, where the two do not make up x."""
+
+    def coefficients_of(alpha: Array, sigma: Array) -> Prediction:
+        found = coefficients(read, alpha, sigma)
+        return found._replace(px=(1 - sigma * found.ex) / alpha, po=-sigma * found.eo / alpha)
+
+    return coefficients_of
+
+
 class DPMSolver(Multistep):
     """What the schedulers of the DPM-Solver family share."""
 
     def _always_draws(self, row: int, run: Run) -> bool:
         return self._eta > 0
+
+    def _prediction(self) -> str | Parameterisation:
+        read = super()._prediction()
+        return _by_eps(read) if self._predicts == "eps" and self._misreads else read
 
     @property
     def _predicts(self) -> str:

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from fastdiff import prediction as predictions
 from fastdiff.errors import lookup
 from fastdiff.prediction import Parameterisation, Prediction, edm
 from fastdiff.samplers.levels import Level
@@ -63,3 +64,13 @@ PREDICTIONS: dict[str, str | Parameterisation] = {
 def prediction(prediction_type: str) -> str | Parameterisation:
     """Return what a network predicts, as samplers name it. Raises InputError for an unknown type."""
     return lookup("prediction_type", prediction_type, PREDICTIONS)
+
+
+def x0_over(read: str | Parameterisation, scale: float) -> str | Parameterisation:
+    """Return the prediction whose x0 is divided by a number <= 1, as diffusers divides by its largest bound."""
+
+    def coefficients(alpha: Array, sigma: Array) -> Prediction:
+        found = predictions.coefficients(read, alpha, sigma)
+        return found._replace(px=found.px / scale, po=found.po / scale)
+
+    return coefficients if scale < 1 else read

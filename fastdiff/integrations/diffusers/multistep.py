@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from fastdiff import prediction as predictions
 from fastdiff.integrations.diffusers.adapter import Adapter, Place
-from fastdiff.integrations.diffusers.levels import prediction
+from fastdiff.integrations.diffusers.levels import prediction, x0_over
 from fastdiff.integrations.diffusers.runs import Run
 from fastdiff.prediction import Parameterisation, Prediction
 from fastdiff.samplers.levels import Level
@@ -45,7 +44,7 @@ class Multistep(Adapter):
         if threshold is None:
             return {"levels": self._levels(run, first), "prediction": read, "clip": None}
         largest = min(threshold[1], 1.0)
-        return {"levels": self._levels(run, first), "prediction": _x0_over(read, largest), "clip": 1.0}
+        return {"levels": self._levels(run, first), "prediction": x0_over(read, largest), "clip": 1.0}
 
     def _prediction(self) -> str | Parameterisation:
         """Return how x0 and eps are found from what the network predicts."""
@@ -61,16 +60,6 @@ class Multistep(Adapter):
     def _misreads(self) -> bool:
         """Whether what the network predicts is of other levels than those of the sigmas."""
         return (self.config.prediction_type, self._flows) in _READ
-
-
-def _x0_over(read: str | Parameterisation, scale: float) -> str | Parameterisation:
-    """Return the prediction whose x0 is divided by a number <= 1, as diffusers divides by its largest bound."""
-
-    def coefficients(alpha: Array, sigma: Array) -> Prediction:
-        found = predictions.coefficients(read, alpha, sigma)
-        return found._replace(px=found.px / scale, po=found.po / scale)
-
-    return coefficients if scale < 1 else read
 
 
 def _v_of_flow(alpha: Array, sigma: Array) -> Prediction:

@@ -180,7 +180,7 @@ def _draws(
 
     def draw(stream: str, row: int, shape: tuple[int, ...]) -> Tensor:
         at = place._replace(row=place.row + row)
-        drawn = scheduler._draw(noise, x, at) if adds[row] or scheduler._always_draws(at.row, at.run) else nothing
-        return drawn[: shape[0]]
+        draws = adds[row] or (noise.spare and scheduler._always_draws(at.row, at.run))
+        return (scheduler._draw(noise, x, at) if draws else nothing)[: shape[0]]
 
     return draw
