@@ -8,7 +8,7 @@ PACKAGE := pyproject.toml setup.py constraints.txt $(filter-out csrc/tests/%,$(w
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-asan test-tsan test-aarch64 lint types check checkpoint rngtest quality few-steps objectives bench gpu code wheel clean
+.PHONY: help demo test test-oldest test-asan test-tsan test-aarch64 lint types check checkpoint rngtest quality few-steps objectives bench gpu code wheel clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1	/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
@@ -28,6 +28,16 @@ types: .venv/.dev  ## mypy
 
 test: .venv/.dev  ## pytest
 	$(BIN)/pytest
+
+# The oldest diffusers that pyproject.toml names, and what it needs in versions of its time, before those of .venv.
+OLDEST = diffusers==0.35.0 transformers==4.56.2 tokenizers==0.22.1 huggingface_hub==0.34.6
+test-oldest: build/oldest/.installed  ## test what is for diffusers with the oldest diffusers
+	PYTHONPATH=build/oldest $(BIN)/pytest tests/integrations tests/models/test_from_diffusers.py tests/latents/test_load.py
+
+build/oldest/.installed: Makefile .venv/.dev
+	rm -rf $(@D)
+	$(PIP) install --no-deps --target $(@D) $(OLDEST)
+	@touch $@
 
 # Sanitizers must be loaded before Python. They test build/asan and build/tsan, copies of the package with their own
 # extension. ThreadSanitizer gives up where addresses are too random: sysctl vm.mmap_rnd_bits=28.

@@ -15,7 +15,7 @@ def diffusers_class(name: str) -> Any:
     try:
         return getattr(importlib.import_module("diffusers"), name)
     except ImportError as error:
-        message = f"this needs diffusers ({error}): pip install 'fastdiff-sampler[bench]'"
+        message = f"this needs diffusers ({error}): pip install 'fastdiff-sampler[diffusers]'"
         raise MissingDependencyError(message) from None
 
 

@@ -79,3 +79,24 @@ def error(got: list[Tensor], expected: list[Tensor]) -> float:
         float((a.double() - b.double()).abs().max() / b.double().abs().max())
         for a, b in zip(got, expected, strict=True)
     )
+
+
+def with_exact_levels(scheduler: Any) -> Any:
+    """Return a scheduler of levels by timestep that finds its coefficients in float64, for states in float64."""
+    for name in ("alphas_cumprod", "final_alpha_cumprod", "initial_alpha_cumprod", "one"):
+        if hasattr(scheduler, name):
+            setattr(scheduler, name, getattr(scheduler, name).double())
+    return scheduler
+
+
+def drawn(scheduler: Any, steps: int | None, generators: int = 1, **kwargs: Any) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the states of a loop, and how its generators end: one for the batch, or one for each sample."""
+    made = [torch.Generator().manual_seed(5 + k) for k in range(generators)]
+    found = states(scheduler, steps, generator=made if generators > 1 else made[0], **kwargs)
+    return found, [generator.get_state() for generator in made]
+
+
+def draw_alike(one: tuple[list[Tensor], list[Tensor]], other: tuple[list[Tensor], list[Tensor]]) -> bool:
+    """Return whether two loops that were `drawn` have the same states, and their generators end alike."""
+    ends = zip(one[1], other[1], strict=True)
+    return error(one[0], other[0]) < TOLERANCE and all(torch.equal(a, b) for a, b in ends)

@@ -30,12 +30,11 @@ NOISY: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     FLOW: ({"stochastic_sampling": True}, {}),
     **dict.fromkeys(DPM_SOLVERS, ({"algorithm_type": "sde-dpmsolver++"}, {})),
 }
-NAMES = [*NOISY, "HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "DPMSolverSDEScheduler", "LMSDiscreteScheduler"]
-TWO_STAGES = [name for name in NAMES if "Heun" in name or "KDPM2" in name or "SDE" in name]
+NAMES = [*NOISY, "HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "LMSDiscreteScheduler"]
+TWO_STAGES = [name for name in NAMES if "Heun" in name or "KDPM2" in name]
 NOT_BY_INDEX = [name for name in NOISY if "KDPM2" not in name and name not in DPM_SOLVERS]
-# Diffusers turns tensors into arrays in a way of before numpy 2, asks for `scale_model_input` to be called, and asks
-# torchsde for increments that rounding lets begin and end outside of its motion.
-pytestmark = pytest.mark.filterwarnings("ignore:__array", "ignore:The `scale_model_input`", "ignore:Should have t")
+# Diffusers turns tensors into arrays in a way of before numpy 2, and asks for `scale_model_input` to be called.
+pytestmark = pytest.mark.filterwarnings("ignore:__array", "ignore:The `scale_model_input`")
 
 
 def noisy(name: str) -> tuple[tuple[Any, Any], dict[str, Any]]:
