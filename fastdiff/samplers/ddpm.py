@@ -14,7 +14,6 @@ from fastdiff.samplers.registry import sampler
 from fastdiff.samplers.rows import Common, Rows
 from fastdiff.schedules import Schedule
 
-
 # Least posterior variance, so that it has a logarithm where a step lands on clean data.
 _LEAST = 1e-20
 

@@ -1,4 +1,4 @@
-"""What holds for each scheduler that steps in sigma, or that draws noise and keeps a history: the calls of `step`, what it returns and what it draws."""
+"""What holds for each scheduler that steps in sigma: the calls of `step`, what it returns and what it draws."""
 
 from __future__ import annotations
 

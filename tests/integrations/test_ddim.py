@@ -63,7 +63,7 @@ def test_in_float64(name: str, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_in_float32(kind: str) -> None:
-    """But for x0 doubled in each step, whose loops turn 1e-7 into 5e-4: they differ as much from float64's as here."""
+    """But for x0 doubled in each step, where loops make 1e-4 of rounding, on both sides: see float64's for that."""
     counts, etas = cycle([5, 8, 10, 16, 25, 50]), cycle([0.0, 0.3, 0.0, 0.8, 0.6])
     for config in configs(kind):
         if config.get("sample_max_value") == 0.5:
@@ -197,6 +197,16 @@ def test_any_timestep_in_any_order() -> None:
         out = network(x, time)
         assert error([mine.step(out, time, x).prev_sample], [theirs.step(out, int(time), x).prev_sample]) < TOLERANCE
     assert not mine._runs.shown[0].states
+
+
+def test_levels_are_known_where_diffusers_has_moved_them() -> None:
+    """`add_noise` puts them on the samples' device, here one that nothing can be read from."""
+    mine, _ = pair("DDIMScheduler")
+    expected = states(mine, 5)
+    nowhere = normals(0).to("meta")
+    mine.add_noise(nowhere, nowhere, torch.tensor([10, 20]))
+    assert mine.alphas_cumprod.is_meta
+    assert error(states(mine, 5), expected) == 0
 
 
 def test_needs_set_timesteps() -> None:

@@ -54,10 +54,10 @@ def configs(levels: list[dict[str, Any]], options: list[dict[str, Any]]) -> Iter
     turns = zip(cycle(levels), cycle(options), cycle(LOOPS))
     for chosen in product(ALGORITHMS, [1, 2, 3], SOLVERS, FINALS, KINDS, [True, False]):
         algorithm, order, _, final, kind, _ = chosen
-        if algorithm[-1] == "+" or (final == "sigma_min" and kind != "flow_prediction"):
-            if (algorithm, order) != ("sde-dpmsolver", 3):
-                level, option, loop = next(turns)
-                yield {**dict(zip(keys, chosen, strict=True)), **level, **option}, *loop
+        in_eps = final == "sigma_min" and kind != "flow_prediction" and (algorithm, order) != ("sde-dpmsolver", 3)
+        if algorithm[-1] == "+" or in_eps:
+            level, option, loop = next(turns)
+            yield {**dict(zip(keys, chosen, strict=True)), **level, **option}, *loop
 
 
 def repeats(config: dict[str, Any]) -> bool:
@@ -186,7 +186,7 @@ def test_third_order_that_diffusers_does_not_have() -> None:
 @pytest.mark.parametrize("schedule", ["karras", "exponential"])
 def test_edm_in_float64(kind: str, schedule: str) -> None:
     """EDM's network and levels: every algorithm, order, solver and end, for data of several deviations."""
-    turns = zip(cycle([0.5, 1.0, 0.7]), cycle(LOOPS[:-1] + [(50, 0)]), cycle(OPTIONS))
+    turns = zip(cycle([0.5, 1.0, 0.7]), cycle([*LOOPS[:-1], (50, 0)]), cycle(OPTIONS))
     for algorithm, order, solver, final, lower in product(ALGORITHMS[:2], [1, 2, 3], SOLVERS, FINALS, [True, False]):
         if (algorithm, order) == ("sde-dpmsolver++", 3):
             continue

@@ -1,4 +1,4 @@
-"""What holds for each of PNDM, iPNDM, DEIS, UniPC, SA-Solver and DPM-Solver: the calls of `step`, and what it returns."""
+"""What holds for each of PNDM, iPNDM, DEIS, UniPC, SA-Solver and DPM-Solver: the calls of `step`, what it returns."""
 
 from __future__ import annotations
 

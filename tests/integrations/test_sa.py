@@ -24,8 +24,6 @@ LOOPS = [(1, 0), (5, 0), (10, 3), (20, 0), (21, 7)]
 # Diffusers' integrals are differences of e^lambda that cancel; measured, the worst of all cases: 3e-7.
 EXACT = 1e-6
 # Diffusers turns tensors into arrays in a way of before numpy 2.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword")
-
 
 def configs(sigmas: str) -> list[dict[str, Any]]:
     """Every pair of orders and algorithm, each with the next of the other options in turn."""

@@ -28,8 +28,6 @@ LOOPS = [(1, 0), (5, 0), (10, 3), (20, 0), (21, 7)]
 # the worst of all cases: 7e-7.
 EXACT = 1e-5
 # Diffusers turns tensors into arrays in a way of before numpy 2.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword")
-
 
 def configs(sigmas: str) -> list[dict[str, Any]]:
     """Every option but those with which diffusers is not finite, each with the next of the spacings in turn."""

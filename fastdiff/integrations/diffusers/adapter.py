@@ -165,14 +165,6 @@ class Adapter:
             return None
         return self.config.dynamic_thresholding_ratio, self.config.sample_max_value
 
-    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """Return samples [B, ...] with noise added for their timesteps [B], as diffusers' class does."""
-        loop = whole_loop.running.get()
-        if loop is not None and loop.done:
-            return original_samples  # what the pipeline puts back belongs to the end of its loop
-        noised: Tensor = super().add_noise(original_samples, noise, timesteps)  # type: ignore[misc]
-        return noised
-
     # --- a step
 
     def _step(
@@ -192,8 +184,7 @@ class Adapter:
             return Stepped(loop.run(self, place, sample, noise, options), None)
         state = self._state(place, sample, options)
         stepped = self._advance(state, place, model_output, sample, noise, x0, dtype or model_output.dtype)
-        state.advance(place.row, stepped.sample)
-        place.run.values["_step_index"] = place.row + 1
+        place.run.advance(state, place.row, stepped.sample)
         return stepped
 
     def _place(self, timestep: float | Tensor) -> Place:
@@ -324,6 +315,9 @@ def _beginning_a_run(set_timesteps: Callable[..., None]) -> Callable[..., None]:
         self._runs.show(Run(self, {**before[0].values, "_step_index": None}), None)
         try:
             set_timesteps(self, *args, **kwargs)
+            run, _ = self._runs.shown
+            if run.values.get("sigmas") is not None:
+                _ = run.sigmas  # where they lie on the device, the host waits for it here, and not in a step
         except BaseException:
             self._runs.show(*before)
             raise

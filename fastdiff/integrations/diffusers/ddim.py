@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastdiff.errors import InputError
 from fastdiff.integrations.diffusers.adapter import Adapter, Generator, Noise, Seed
-from fastdiff.integrations.diffusers.preserving import Preserving
+from fastdiff.integrations.diffusers.preserving import Noised, Preserving
 from fastdiff.integrations.diffusers.runs import Run
 from fastdiff.plan import Plan
 from fastdiff.samplers.ddim import add_ddim
@@ -35,7 +35,7 @@ class DDIM(Preserving):
         return gap
 
 
-class Denoising(DDIM):
+class Denoising(Noised, DDIM):
     """What the schedulers share that step to lower timesteps."""
 
     _output: ClassVar[type]

@@ -10,7 +10,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
 
 from fastdiff.integrations.diffusers.adapter import Generator, Noise, Seed
-from fastdiff.integrations.diffusers.levels import PRESERVING, edm_prediction
+from fastdiff.integrations.diffusers.levels import PRESERVING, edm_level, edm_prediction
 from fastdiff.integrations.diffusers.multistep import Multistep
 from fastdiff.integrations.diffusers.runs import Run
 from fastdiff.plan import Plan
@@ -134,7 +134,7 @@ class EDMDPMSolverMultistepScheduler(DPMSolver, diffusers.EDMDPMSolverMultistepS
         return self._multistep_plan(run, first)
 
     def _level(self, sigma: float, time: float) -> Level:
-        return Level(1.0, sigma, time, 1 / math.hypot(sigma, self.config.sigma_data))
+        return edm_level(sigma, self.config.sigma_data, time)
 
     def _prediction(self) -> Parameterisation:
         return edm_prediction(self.config.sigma_data, self.config.prediction_type)

@@ -12,7 +12,7 @@ from torch import Tensor
 from fastdiff.integrations.diffusers.adapter import Adapter, Generator, Noise, Seed
 from fastdiff.integrations.diffusers.euler import ChurnedEuler
 from fastdiff.integrations.diffusers.exploding import refuse_index
-from fastdiff.integrations.diffusers.levels import edm_prediction
+from fastdiff.integrations.diffusers.levels import edm_level, edm_prediction
 from fastdiff.prediction import Parameterisation
 from fastdiff.samplers.levels import Level
 
@@ -48,4 +48,4 @@ class EDMEulerScheduler(ChurnedEuler, Adapter, diffusers.EDMEulerScheduler):
         return edm_prediction(self.config.sigma_data, self.config.prediction_type)
 
     def _level_of(self, sigma: float, time: float) -> Level:
-        return Level(1.0, sigma, time, 1 / math.hypot(sigma, self.config.sigma_data))
+        return edm_level(sigma, self.config.sigma_data, time)

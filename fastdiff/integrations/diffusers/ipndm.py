@@ -36,14 +36,16 @@ class IPNDMScheduler(Adapter, diffusers.IPNDMScheduler):
         seed: Seed | None = None,
     ) -> SchedulerOutput | tuple[Tensor]:
         """Step to the next timestep; the arguments are those of diffusers' class, and no noise is drawn."""
-        run, row = self._place(timestep)
+        place = self._place(timestep)
+        run, row = place
         state = run.state(row, sample)
         if self.ets and state is None:  # of the loop before, or given by hand: diffusers goes on with them
             return super().step(model_output, timestep, sample, return_dict)
         dtype = torch.promote_types(sample.dtype, model_output.dtype)
+        state = state or self._state(place, sample, {})
         found = self._step(model_output, timestep, sample, Noise(seed=seed), {}, dtype=dtype).sample
         if row == len(run.times) - 1:
-            self.ets = _newest(state or run.states[-1])
+            self.ets = _newest(state)
         return SchedulerOutput(prev_sample=found) if return_dict else (found,)
 
     def _plan(self, run: Run, first: int) -> Plan:

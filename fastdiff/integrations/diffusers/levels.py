@@ -30,6 +30,11 @@ def exploding(sigma: float, time: float = math.nan) -> Level:
     return Level(1.0, sigma, time, 1 / math.hypot(sigma, 1.0))
 
 
+def edm_level(sigma: float, sigma_data: float, time: float = math.nan) -> Level:
+    """Return the level of `x = x0 + sigma eps`, whose network is given `x / sqrt(sigma^2 + sigma_data^2)`."""
+    return Level(1.0, sigma, time, 1 / math.hypot(sigma, sigma_data))
+
+
 def v_of_unit_variance(alpha: Array, sigma: Array) -> Prediction:
     """Return the coefficients of v where the network knows x as `x / sqrt(alpha^2 + sigma^2)`, as diffusers has it."""
     norm = np.hypot(alpha, sigma)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fastdiff.errors import InputError
 from fastdiff.integrations import diffusers as schedulers
 from fastdiff.integrations.diffusers.adapter import Adapter, Seed
-from fastdiff.integrations.diffusers.whole_loop import Known, Network, Question, WholeLoop, running
+from fastdiff.integrations.diffusers.whole_loop import Ended, Known, Network, Question, WholeLoop, running
 
 Pipeline = TypeVar("Pipeline")
 
@@ -100,20 +100,21 @@ class Looped:
 
 
 class _Component:
-    """A pipeline's network, for which there is a stand-in while a loop is still to be run."""
+    """A part of a pipeline, which has a stand-in before the loop (a network) or behind it (a scheduler)."""
 
     def __init__(self, name: str) -> None:
         self._name = name
 
     def __get__(self, pipe: Looped | None, owner: type) -> Any:
-        loop = running.get()
         if pipe is None:
             return self
-        network = vars(pipe)[self._name]
-        return network if loop is None or loop.done else Question(network, loop)
+        part, loop = vars(pipe)[self._name], running.get()
+        if loop is None or loop.done != isinstance(part, Adapter):
+            return part
+        return Ended(part) if loop.done else Question(part, loop)
 
-    def __set__(self, pipe: Looped, network: Any) -> None:
-        vars(pipe)[self._name] = network
+    def __set__(self, pipe: Looped, part: Any) -> None:
+        vars(pipe)[self._name] = part
 
 
 class _Unconditional(Looped):
@@ -152,6 +153,8 @@ class _StableDiffusion(Looped):
 
 
 class _Inpainting(_StableDiffusion):
+    scheduler = _Component("scheduler")
+
     def prepare_latents(self, *args: Any, **kwargs: Any) -> Any:
         """Note the image and the noise that it is given in every row, where the pipeline blends them in itself."""
         outputs = super().prepare_latents(*args, **kwargs)  # type: ignore[misc]

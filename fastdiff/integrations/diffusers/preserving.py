@@ -49,7 +49,6 @@ class Preserving(RowByRow):
     @property
     def _alpha_bars(self) -> Array:
         if self._copied is None or self._copied[0] is not self.alphas_cumprod:
-            # Waits for the device, once, where `add_noise` has put them there.
             self._copied = self.alphas_cumprod, self.alphas_cumprod.double().numpy(force=True)
         return self._copied[1]
 
@@ -77,3 +76,14 @@ class Preserving(RowByRow):
         rows = timesteps.to(x.device, torch.int64).reshape(-1).expand(len(x)).contiguous()
         table.step(x, model_output[:, : sample.shape[1]], rows, threshold=self._threshold())
         return x
+
+
+class Noised(Preserving):
+    """A scheduler that adds noise, for which diffusers puts `alphas_cumprod` on the samples' device."""
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Return samples [B, ...] with noise added for their timesteps [B], as diffusers' class does."""
+        alpha_bars = self._alpha_bars
+        noised: Tensor = super().add_noise(original_samples, noise, timesteps)  # type: ignore[misc]
+        self._copied = self.alphas_cumprod, alpha_bars  # a step need not wait for the device to know them
+        return noised

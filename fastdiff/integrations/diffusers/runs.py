@@ -20,6 +20,7 @@ from fastdiff.integrations.diffusers.tables import Table
 from fastdiff.schedules import Array
 
 _RUN = "_fastdiff_run"
+_MOST_STATES = 64
 
 
 class State:
@@ -111,8 +112,15 @@ class Run:
         return max(reversed(waiting), key=lambda state: state.fits(sample)) if waiting else None
 
     def begins(self, state: State) -> None:
-        """Take in the state of a loop that begins, and drop those of loops that have ended."""
-        self.states = [*(other for other in self.states if other.row < len(self.times)), state]
+        """Take in the state of a loop that begins; of loops that were never ended only the latest are kept."""
+        self.states = [*self.states[1 - _MOST_STATES :], state]
+
+    def advance(self, state: State, row: int, sample: Tensor) -> None:
+        """Note that a loop has done a row, and what its step returns. The state of one that has ended is let go."""
+        state.advance(row, sample)
+        self.values["_step_index"] = row + 1
+        if state.row >= len(self.times):
+            self.states = [other for other in self.states if other is not state]
 
     def of(self, scheduler: object) -> bool:
         """Return whether this is a run of a scheduler."""

@@ -62,6 +62,20 @@ class Question:
         return SimpleNamespace(sample=answer) if return_dict else (answer,)
 
 
+class Ended:
+    """The stand-in of a scheduler whose loop is over: what the pipeline puts back then gets no noise."""
+
+    def __init__(self, scheduler: Adapter) -> None:
+        self._scheduler = scheduler
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._scheduler, name)
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Return the samples as they are."""
+        return original_samples
+
+
 class Known(NamedTuple):
     """Clean data that the result is to keep where the mask is 1, and the noise that they have in every row."""
 
