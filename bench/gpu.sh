@@ -118,6 +118,11 @@ part "every op" 60 "$python" -m tests.gpu.every_op
 seconds=$((limit - SECONDS - 40))
 ((seconds > 240)) && seconds=240
 part "benchmark" "$seconds" "$python" -m fastdiff.bench.gpu --out "$out/gpu.json" --seconds $((seconds - 60))
+if "$python" -c "import diffusers, transformers" 2>/dev/null; then
+    part "pipelines" 60 "$python" -m fastdiff.bench.pipelines --out "$out" --device cuda --rounds 3
+else
+    note "pipelines: skipped, they need diffusers and transformers"
+fi
 sanitizer=$(command -v compute-sanitizer || ls "${CUDA_HOME:-/usr/local/cuda}/bin/compute-sanitizer" 2>/dev/null)
 declare -A options=([memcheck]="--report-api-errors no" [racecheck]="") # torch asks for things that may not be there
 for tool in memcheck racecheck; do

@@ -15,14 +15,14 @@ STEPS = 50
 GUIDANCE = 7.5
 # Each as users meet it: the first is Stable Diffusion's own, the second the usual choice, the others differ in kind.
 SCHEDULERS: dict[str, dict[str, Any]] = {
-    "DDIMScheduler": {"clip_sample": False, "steps_offset": 1},
+    "DDIMScheduler": {"clip_sample": False},
     "DPMSolverMultistepScheduler": {},
     "EulerDiscreteScheduler": {},
     "EulerAncestralDiscreteScheduler": {},
     "UniPCMultistepScheduler": {},
 }
 SHAPES = [(1, 4, 64, 64), (4, 4, 64, 64)]
-BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1}
 # Before and after: diffusers' scheduler, ours in its place, and the whole loop in one go.
 WAYS = ("diffusers", "accelerate", "loop")
 

@@ -9,7 +9,7 @@ from typing_extensions import Unpack
 
 from fastdiff.errors import lookup
 from fastdiff.plan import Plan
-from fastdiff.samplers.levels import Level, posterior_variance, step_variance
+from fastdiff.samplers.levels import Level, step_variance
 from fastdiff.samplers.registry import sampler
 from fastdiff.samplers.rows import Common, Rows
 from fastdiff.schedules import Schedule
@@ -18,30 +18,19 @@ from fastdiff.schedules import Schedule
 _LEAST = 1e-20
 
 
-def _beta_tilde(now: Level, after: Level) -> float:
-    return max(posterior_variance(now, after), _LEAST)
-
-
-def _small(now: Level, after: Level) -> dict[str, float]:
-    return {"cz": math.sqrt(_beta_tilde(now, after))}
-
-
-def _large(now: Level, after: Level) -> dict[str, float]:
-    return {"cz": math.sqrt(step_variance(now, after))}
-
-
-def _learned_range(now: Level, after: Level) -> dict[str, float]:
+def _learned_range(small: float, large: float) -> dict[str, float]:
     # exp(v' log beta + (1 - v') log beta~) with v' = (v + 1) / 2 is a geometric mean times exp(v times half the gap).
-    small, large = math.log(_beta_tilde(now, after)), math.log(step_variance(now, after))
+    small, large = math.log(small), math.log(large)
     return {"cz": math.exp((small + large) / 4), "cv": (large - small) / 4}
 
 
 LEARNED = "learned_range"
-_VARIANCES: dict[str, Callable[[Level, Level], dict[str, float]]] = {
-    "small": _small,
-    "large": _large,
+# The columns of the noise, of beta~ and beta.
+_VARIANCES: dict[str, Callable[[float, float], dict[str, float]]] = {
+    "small": lambda small, large: {"cz": math.sqrt(small)},
+    "large": lambda small, large: {"cz": math.sqrt(large)},
     LEARNED: _learned_range,
-    "none": lambda now, after: {},
+    "none": lambda small, large: {},
 }
 
 
@@ -79,20 +68,24 @@ def ddpm(
     lookup("variance", variance, _VARIANCES)
     rows = Rows(schedule, steps, spacing=spacing, timesteps=timesteps, **options)
     for now, after in rows.steps():
-        add_ddpm(rows, now, after, **(noise_columns(variance, now, after) if after.sigma else {}))
+        add_ddpm(rows, now, after, variance if after.sigma else "none")
     return rows.plan()
 
 
-def add_ddpm(rows: Rows, now: Level, after: Level, **noise: float) -> None:
-    """Add the row of a step to the posterior mean at another level, with the columns of its noise; see `ddpm`."""
+def add_ddpm(
+    rows: Rows, now: Level, after: Level, variance: str, beta: float | None = None, **columns: float
+) -> None:
+    """Add the row of a step to the posterior at another level, with further columns; see `ddpm`.
+
+    `beta` is the variance of the noise between the levels, where that is known better than from their difference.
+    """
+    beta = step_variance(now, after) if beta is None else beta
+    share = (after.sigma / now.sigma) ** 2
+    noise = _VARIANCES[variance](max(beta * share, _LEAST), beta)
     rows.add(
         *(now, None, after),
-        cx=now.alpha / after.alpha * (after.sigma / now.sigma) ** 2,
-        c0=after.alpha * step_variance(now, after) / now.sigma**2,
+        cx=now.alpha / after.alpha * share,
+        c0=after.alpha * beta / now.sigma**2,
         **noise,
+        **columns,
     )
-
-
-def noise_columns(variance: str, now: Level, after: Level) -> dict[str, float]:
-    """Return the columns of the noise of a step, by the name of its variance in `ddpm`."""
-    return lookup("variance", variance, _VARIANCES)(now, after)

@@ -64,10 +64,10 @@ class DDPM(Noised):
             raise InputError("a plan has no square root of a learned variance: use learned_range, or step alone")
         times = [int(time) for time in run.times[first:]]
         lands = [*times[1:], -1] if gap is None else [time - gap for time in times]
-        steps = [(self._level(time), self._level(after)) for time, after in zip(times, lands, strict=True)]
-        rows = self._rows(steps)
-        for time, (now, after) in zip(times, steps, strict=True):
-            add_ddpm(rows, now, after, **(_noise(variance, now, after) if time > 0 and gap is None else {}))
+        pairs = list(zip(times, lands, strict=True))
+        rows = self._rows([(self._level(time), self._level(after)) for time, after in pairs])
+        for (time, land), (now, after) in zip(pairs, rows.steps(), strict=True):
+            ...
         return rows.plan(init_scale=1.0)
 
 

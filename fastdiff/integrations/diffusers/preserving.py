@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fastdiff.integrations.diffusers.adapter import Adapter, Noise, Place, Stepped
@@ -12,7 +14,6 @@ from fastdiff.integrations.diffusers.levels import PRESERVING, prediction, varia
 from fastdiff.integrations.diffusers.runs import Run, State
 from fastdiff.samplers.levels import Level
 from fastdiff.samplers.rows import Rows
-from fastdiff.schedules import Array
 
 
 class RowByRow(Adapter):
@@ -40,16 +41,17 @@ class RowByRow(Adapter):
 class Preserving(RowByRow):
     """A scheduler whose levels are those of `alphas_cumprod`, by timestep."""
 
-    _copied: tuple[Tensor, Array] | None = None
+    _copied: tuple[Tensor, NDArray[np.floating[Any]]] | None = None
 
     def _level(self, time: int, beyond: float = 1.0) -> Level:
         """Return the level of a timestep, or that of abar = `beyond` for those below 0."""
-        return variance_preserving(self._alpha_bars[time] if time >= 0 else beyond, time)
+        return variance_preserving(float(self._alpha_bars[time]) if time >= 0 else beyond, time)
 
     @property
-    def _alpha_bars(self) -> Array:
+    def _alpha_bars(self) -> NDArray[np.floating[Any]]:
+        """The levels as diffusers has them, in their own dtype."""
         if self._copied is None or self._copied[0] is not self.alphas_cumprod:
-            self._copied = self.alphas_cumprod, self.alphas_cumprod.double().numpy(force=True)
+            self._copied = self.alphas_cumprod, self.alphas_cumprod.numpy(force=True)
         return self._copied[1]
 
     def _rows(self, steps: list[tuple[Level, Level]], rederive_eps: bool = False) -> Rows:
