@@ -72,9 +72,7 @@ def ddpm(
     return rows.plan()
 
 
-def add_ddpm(
-    rows: Rows, now: Level, after: Level, variance: str, beta: float | None = None, **columns: float
-) -> None:
+def add_ddpm(rows: Rows, now: Level, after: Level, variance: str, beta: float | None = None, **columns: float) -> None:
     """Add the row of a step to the posterior at another level, with further columns; see `ddpm`.
 
     `beta` is the variance of the noise between the levels, where that is known better than from their difference.

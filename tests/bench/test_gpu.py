@@ -405,7 +405,7 @@ def test_script_goes_on_after_a_failure(machine: dict[str, str], tmp_path: Path,
         assert part in asked
     outcomes = dict(line.split(": ", 1) for line in (tmp_path / "out" / "gpu.txt").read_text().splitlines())
     assert list(outcomes) == [
-        *("machine", "build", "tests", "every op", "benchmark", "memcheck", "racecheck", "tests of the kernels")
+        *("machine", "build", "tests", "every op", "benchmark", "pipelines", "memcheck", "racecheck", "tests of the kernels")
     ]
     assert outcomes.pop(name).startswith("FAILED with status 3 in ")
     assert outcomes.pop("machine") == "an abacus"

@@ -113,7 +113,7 @@ class Adapter:
         return Runs(Run(self, {}))
 
     @functools.cached_property
-    def _tables(self) -> dict[Any, Table]:
+    def _tables(self) -> dict[Any, tuple[Table, object]]:
         return {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -231,16 +231,16 @@ class Adapter:
 
     def _table(self, run: Run, first: int, options: dict[str, Any], device: torch.device, dtype: torch.dtype) -> Table:
         """Return the table of a plan, which is kept for later runs of the same levels."""
-        # The configuration and the training levels belong to the key, as users change them; both stay in use.
-        made_of = id(self.config), id(getattr(self, "alphas_cumprod", None))
+        # Users change the configuration and the training levels: both belong to the key, and live as long as it does.
+        made_of = self.config, getattr(self, "alphas_cumprod", None)
         sigmas = run.sigmas.tobytes() if run.values.get("sigmas") is not None else b""
         levels = tuple(run.times), sigmas, run.values.get("num_inference_steps")
-        key = *made_of, *levels, first, tuple(sorted(options.items())), device, dtype
+        key = *map(id, made_of), *levels, first, tuple(sorted(options.items())), device, dtype
         if key not in self._tables:
             if len(self._tables) >= _MOST_TABLES:
                 self._tables.clear()
-            self._tables[key] = Table(self._plan(run, first, **options), device, dtype)
-        return self._tables[key]
+            self._tables[key] = Table(self._plan(run, first, **options), device, dtype), made_of
+        return self._tables[key][0]
 
     def _advance(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import Any, ClassVar
 
 import diffusers
@@ -16,11 +17,12 @@ from fastdiff.integrations.diffusers.adapter import Adapter, Generator, Noise, S
 from fastdiff.integrations.diffusers.preserving import Noised
 from fastdiff.integrations.diffusers.runs import Run
 from fastdiff.plan import Plan
-from fastdiff.samplers.ddpm import LEARNED, add_ddpm, noise_columns
-from fastdiff.samplers.levels import Level
+from fastdiff.samplers.ddpm import LEARNED, add_ddpm
 
-# Names of variances in `fastdiff.samplers.ddpm`; as in diffusers, those of none here are "small".
-_VARIANCES = {"fixed_large": "large", "fixed_large_log": "large", "learned_range": LEARNED}
+# Names of variances in `fastdiff.samplers.ddpm`; as in diffusers, others are "small".
+_VARIANCES = defaultdict(
+    lambda: "small", fixed_large="large", fixed_large_log="large", learned_range=LEARNED, learned="none"
+)
 # `sqrt(v) z = exp(log(v) / 2) z`. The least logarithm is finite, as infinity times a column that is 0 would be NaN.
 _SQUARE_ROOT = {"cz": 1.0, "cv": 0.5}
 _LEAST_LOGARITHM = -200.0
@@ -65,10 +67,21 @@ class DDPM(Noised):
         times = [int(time) for time in run.times[first:]]
         lands = [*times[1:], -1] if gap is None else [time - gap for time in times]
         pairs = list(zip(times, lands, strict=True))
-        rows = self._rows([(self._level(time), self._level(after)) for time, after in pairs])
-        for (time, land), (now, after) in zip(pairs, rows.steps(), strict=True):
-            ...
+        steps = [(self._level(time), self._level(land)) for time, land in pairs]
+        rows = self._rows(steps)
+        for (time, land), (now, after) in zip(pairs, steps, strict=True):
+            adds = gap is None and time > 0
+            columns = _SQUARE_ROOT if adds and variance == "learned" else {}
+            add_ddpm(rows, now, after, _VARIANCES[variance] if adds else "none", self._beta(time, land), **columns)
         return rows.plan(init_scale=1.0)
+
+    def _beta(self, time: int, land: int) -> float:
+        """Return the variance of the noise between two timesteps.
+
+        Near clean data most digits of the levels' ratio are lost in it. So the ratio is rounded where diffusers rounds.
+        """
+        alpha_bars = self._alpha_bars
+        return float(1 - (alpha_bars[time] / alpha_bars[land] if land >= 0 else alpha_bars[time]))
 
 
 class DDPMScheduler(DDPM, Adapter, diffusers.DDPMScheduler):
@@ -84,11 +97,6 @@ class DDPMParallelScheduler(DDPM, Adapter, diffusers.DDPMParallelScheduler):
         """Step each sample [B, ...] from a timestep of its own [B] to the mean `T // num_inference_steps` below it."""
         count = self.config.num_train_timesteps
         return self._step_each(model_output, timesteps, sample, {"gap": count // (self.num_inference_steps or count)})
-
-
-def _noise(variance: str, now: Level, after: Level) -> dict[str, float]:
-    """Return the columns of the noise of a step, by diffusers' name of its variance."""
-    return _SQUARE_ROOT if variance == "learned" else noise_columns(_VARIANCES.get(variance, "small"), now, after)
 
 
 def _with_logarithm(model_output: Tensor, channels: int) -> Tensor:
