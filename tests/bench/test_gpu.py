@@ -405,7 +405,17 @@ def test_script_goes_on_after_a_failure(machine: dict[str, str], tmp_path: Path,
         assert part in asked
     outcomes = dict(line.split(": ", 1) for line in (tmp_path / "out" / "gpu.txt").read_text().splitlines())
     assert list(outcomes) == [
-        *("machine", "build", "tests", "every op", "benchmark", "pipelines", "memcheck", "racecheck", "tests of the kernels")
+        *(
+            "machine",
+            "build",
+            "tests",
+            "every op",
+            "benchmark",
+            "pipelines",
+            "memcheck",
+            "racecheck",
+            "tests of the kernels",
+        )
     ]
     assert outcomes.pop(name).startswith("FAILED with status 3 in ")
     assert outcomes.pop("machine") == "an abacus"
@@ -432,7 +442,7 @@ def test_script_unpacks_wheels(machine: dict[str, str], tmp_path: Path) -> None:
 
 def test_script_goes_on_without_wheels(machine: dict[str, str], tmp_path: Path) -> None:
     """Where they cannot be unpacked the rest is done, and the summary says so."""
-    done = run_script({**machine, "WHEELS": str(tmp_path), "PART": "pip"}, tmp_path / "out")
+    done = run_script({**machine, "WHEELS": str(tmp_path), "PART": "pip install"}, tmp_path / "out")
     assert done.returncode == 1
     summary = (tmp_path / "out" / "gpu.txt").read_text().splitlines()
     assert summary[1] == "wheels: FAILED, they could not be unpacked"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from typing import Any, ClassVar
 
 import diffusers
@@ -20,9 +19,7 @@ from fastdiff.plan import Plan
 from fastdiff.samplers.ddpm import LEARNED, add_ddpm
 
 # Names of variances in `fastdiff.samplers.ddpm`; as in diffusers, others are "small".
-_VARIANCES = defaultdict(
-    lambda: "small", fixed_large="large", fixed_large_log="large", learned_range=LEARNED, learned="none"
-)
+_VARIANCES = {"fixed_large": "large", "fixed_large_log": "large", "learned_range": LEARNED, "learned": "none"}
 # `sqrt(v) z = exp(log(v) / 2) z`. The least logarithm is finite, as infinity times a column that is 0 would be NaN.
 _SQUARE_ROOT = {"cz": 1.0, "cv": 0.5}
 _LEAST_LOGARITHM = -200.0
@@ -71,8 +68,9 @@ class DDPM(Noised):
         rows = self._rows(steps)
         for (time, land), (now, after) in zip(pairs, steps, strict=True):
             adds = gap is None and time > 0
-            columns = _SQUARE_ROOT if adds and variance == "learned" else {}
-            add_ddpm(rows, now, after, _VARIANCES[variance] if adds else "none", self._beta(time, land), **columns)
+            kind = _VARIANCES.get(variance, "small") if adds else "none"
+            root = _SQUARE_ROOT if adds and variance == "learned" else {}
+            add_ddpm(rows, now, after, kind, self._beta(time, land), **root)
         return rows.plan(init_scale=1.0)
 
     def _beta(self, time: int, land: int) -> float:
