@@ -132,5 +132,5 @@ def test_without_diffusers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     """The error says how to get it."""
     save(tmp_path)
     monkeypatch.setitem(sys.modules, "diffusers", None)
-    with pytest.raises(MissingDependencyError, match=r"needs diffusers .*pip install 'fastdiff-sampler\[bench\]'"):
+    with pytest.raises(MissingDependencyError, match=r"needs diffusers .*pip install 'fastdiff-sampler\[diffusers\]'"):
         fd.latents.from_diffusers(tmp_path)

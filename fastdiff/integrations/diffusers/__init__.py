@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fastdiff.integrations.diffusers.installed  # noqa: F401  # isort: split
+
 from diffusers.utils import is_torchsde_available
 
 from fastdiff.integrations.diffusers.ddim import DDIMInverseScheduler, DDIMParallelScheduler, DDIMScheduler

@@ -230,17 +230,20 @@ class Adapter:
         return state
 
     def _table(self, run: Run, first: int, options: dict[str, Any], device: torch.device, dtype: torch.dtype) -> Table:
-        """Return the table of a plan, which is kept for later runs of the same levels."""
+        """Return the table of a plan, which is kept for the run and for later ones of the same levels."""
         # Users change the configuration and the training levels: both belong to the key, and live as long as it does.
         made_of = self.config, getattr(self, "alphas_cumprod", None)
-        sigmas = run.sigmas.tobytes() if run.values.get("sigmas") is not None else b""
-        levels = tuple(run.times), sigmas, run.values.get("num_inference_steps")
-        key = *map(id, made_of), *levels, first, tuple(sorted(options.items())), device, dtype
-        if key not in self._tables:
-            if len(self._tables) >= _MOST_TABLES:
-                self._tables.clear()
-            self._tables[key] = Table(self._plan(run, first, **options), device, dtype), made_of
-        return self._tables[key][0]
+        key = *map(id, made_of), first, tuple(options.items()), device, dtype
+        if key not in run.tables:
+            sigmas = run.sigmas.tobytes() if run.values.get("sigmas") is not None else b""
+            of_levels = *key, tuple(run.times), sigmas, run.values.get("num_inference_steps")
+            found = self._tables.get(of_levels)
+            if found is None:
+                if len(self._tables) >= _MOST_TABLES:
+                    self._tables.clear()
+                found = self._tables[of_levels] = Table(self._plan(run, first, **options), device, dtype), made_of
+            run.tables[key] = found
+        return run.tables[key][0]
 
     def _advance(
         self,

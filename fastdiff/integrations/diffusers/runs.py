@@ -59,11 +59,13 @@ class Run:
         values: the scheduler's attributes that belong to the run, without the timesteps.
         times: the timesteps as numbers.
         states: of the loops, the latest last.
+        tables: of its plans, with what they were made of.
     """
 
     def __init__(self, scheduler: object, values: Mapping[str, Any]) -> None:
         self.values, self.times = dict(values), [0.0]
         self.states: list[State] = []
+        self.tables: dict[Any, tuple[Table, object]] = {}
         self._scheduler = weakref.ref(scheduler)
         self._begins_at = 0
         self._copied: tuple[Tensor, Tensor] | None = None
