@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import fastdiff.integrations.diffusers.installed  # noqa: F401  # isort: split
+import fastdiff.integrations.diffusers.installed  # noqa: F401
+
+# isort: split
 
 from diffusers.utils import is_torchsde_available
 

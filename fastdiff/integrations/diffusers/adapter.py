@@ -260,12 +260,12 @@ class Adapter:
         out, variance = model_output, None
         if model_output.shape != sample.shape:
             out, learned = _halves(model_output, sample)
-            variance = learned if table.plan.learns_variance else None
+            variance = learned if table.learns_variance else None
         x = sample.to(table.dtype, copy=True)
         key = z = None
         if table.draws[row] or (noise.spare and self._always_draws(place.row, place.run)):
             key, z = self._noise(noise, table, out, place)
-        elif table.plan.draws_noise:
+        elif table.ever_draws:
             z = x  # its coefficient is 0 in this row
         result = x if dtype == table.dtype else torch.empty_like(x, dtype=dtype)
         x0 = torch.empty_like(x) if keeps_x0 else None

@@ -21,6 +21,7 @@ class Table:
         layout: its columns as bits.
         dtype: that of the state, float32 or float64.
         draws: for each row, whether it adds noise.
+        ever_draws, learns_variance: whether any does, and whether by a learned variance.
     """
 
     def __init__(self, plan: Plan, device: torch.device, dtype: torch.dtype, values: Tensor | None = None) -> None:
@@ -30,6 +31,7 @@ class Table:
         self.plan = Plan.build(plan.name, plan.t, columns, stores=plan.stores)
         self.layout = self.plan.layout
         self.draws = ((self.plan.column("cz") != 0) | (self.plan.column("dz") != 0)).tolist()
+        self.ever_draws, self.learns_variance = self.plan.draws_noise, self.plan.learns_variance
         numbers = torch.from_numpy(self.plan.table.copy()) if values is None else values
         self._values = numbers.to(device=device, dtype=dtype)
         self.dtype, self._ops = dtype, dispatch.backend("auto", device, dtype)
