@@ -75,6 +75,20 @@ def test_signature_and_result(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_what_shows_between_scaling_and_stepping(name: str) -> None:
+    both = pair(name)
+    for scheduler in both:
+        scheduler.set_timesteps(5)
+    for t in both[0].timesteps:
+        for scheduler in both:
+            getattr(scheduler, "scale_model_input", lambda x, t: x)(normals(0), t)
+        shown, expected = ((s.step_index, getattr(s, "state_in_first_order", None)) for s in both)
+        assert shown == expected
+        for scheduler in both:
+            stepped(scheduler, t)
+
+
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_dtype_of_the_result(name: str, dtype: torch.dtype) -> None:
     (mine, theirs), step = noisy(name)

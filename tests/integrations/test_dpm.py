@@ -211,8 +211,9 @@ def test_edm_in_float32(algorithm: str) -> None:
 
 
 def test_input_of_edms_network() -> None:
-    """Scaled by the sigma of its timestep, which may be asked for again."""
+    """Scaled by the sigma of its timestep, which may be asked for again; before `set_timesteps` by the last one."""
     mine, theirs = pair(EDM, sigma_data=0.8)
+    assert error([mine.scale_model_input(normals(0), 0.0)], [theirs.scale_model_input(normals(0), 0.0)]) < TOLERANCE
     for scheduler in (mine, theirs):
         scheduler.set_timesteps(4)
     for t in mine.timesteps:

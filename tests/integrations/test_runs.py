@@ -106,12 +106,13 @@ def test_the_peer_does_disturb_itself() -> None:
     """What the tests above guard against is real: the same walk with diffusers' own class goes wrong."""
     shared = diffusers.DPMSolverMultistepScheduler()
     first, second = Walk(shared, 7, 1), Walk(shared, 11, 2)
-    with pytest.raises((AssertionError, IndexError)):
-        while first.done < len(first.timesteps):
-            second.step()
-            first.step()
-        expected = Walk(diffusers.DPMSolverMultistepScheduler(), 7, 1).finish()
-        assert torch.allclose(first.x, expected, rtol=1e-3, atol=1e-3)
+    for _ in range(4):
+        second.step()
+        first.step()
+    expected = Walk(diffusers.DPMSolverMultistepScheduler(), 7, 1)
+    for _ in range(4):
+        expected.step()
+    assert not torch.allclose(first.x, expected.x, rtol=1e-2, atol=1e-2)
 
 
 def test_attributes_show_the_run_of_the_last_step() -> None:

@@ -25,6 +25,7 @@ LOOPS = [(1, 0), (5, 0), (10, 3), (20, 0), (21, 7)]
 EXACT = 1e-6
 # Diffusers turns tensors into arrays in a way of before numpy 2.
 
+
 def configs(sigmas: str) -> list[dict[str, Any]]:
     """Every pair of orders and algorithm, each with the next of the other options in turn."""
     spacings, taus, lower = cycle(["linspace", "leading", "trailing"]), cycle(TAUS), cycle([True, True, False])

@@ -29,6 +29,7 @@ LOOPS = [(1, 0), (5, 0), (10, 3), (20, 0), (21, 7)]
 EXACT = 1e-5
 # Diffusers turns tensors into arrays in a way of before numpy 2.
 
+
 def configs(sigmas: str) -> list[dict[str, Any]]:
     """Every option but those with which diffusers is not finite, each with the next of the spacings in turn."""
     spacings, disabled = cycle(["linspace", "leading", "trailing"]), cycle([[], [0, 4], [8], list(range(21))])

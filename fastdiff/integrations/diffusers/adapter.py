@@ -65,7 +65,7 @@ class OfRun:
             return self
         run, timesteps = scheduler._runs.shown
         if self._name == "timesteps":
-            return torch.tensor(run.times) if timesteps is None else timesteps
+            return run.timesteps() if timesteps is None else timesteps
         try:
             return run.values[self._name]
         except KeyError:
@@ -214,6 +214,14 @@ class Adapter:
             raise InputError(f"timestep {value:g} is none of scheduler.timesteps: pass one of those to step")
         return Place(shown, found)
 
+    def _place_of_input(self, timestep: float | Tensor) -> Place:
+        """Return the row that an input is scaled for; as in diffusers, the first of a loop shows in `step_index`."""
+        place = self._place(timestep)
+        if place.run.values.get("_step_index") is None:
+            place.run.values["_step_index"] = place.row
+        self.is_scale_input_called = True
+        return place
+
     def _alone(self, run: Run, time: float) -> Run:
         """Return a run of one timestep."""
         alone = Run(self, run.values)
@@ -255,6 +263,10 @@ class Adapter:
         keeps_x0: bool,
         dtype: torch.dtype,
     ) -> Stepped:
+        if torch.is_grad_enabled() and (sample.requires_grad or model_output.requires_grad):
+            # Kernels have no gradient. Plain torch has, and its float64 keeps nothing that a step overwrites.
+            run, options, device = place.run, dict(state.options), sample.device
+            state.differentiate(self._table(run, state.first, options, device, torch.float64))
         table, batch = state.table, sample.shape[0]
         row = place.row - state.first
         out, variance = model_output, None
@@ -267,8 +279,8 @@ class Adapter:
             key, z = self._noise(noise, table, out, place)
         elif table.ever_draws:
             z = x  # its coefficient is 0 in this row
-        result = x if dtype == table.dtype else torch.empty_like(x, dtype=dtype)
-        x0 = torch.empty_like(x) if keeps_x0 else None
+        result = torch.empty_like(x, dtype=dtype) if dtype != table.dtype == torch.float32 else x
+        x0 = torch.empty_like(x, dtype=torch.promote_types(sample.dtype, torch.float32)) if keeps_x0 else None
         table.step(
             *(x, out, table.rows(row, batch)),
             key=key,
@@ -280,7 +292,7 @@ class Adapter:
             x0=x0,
             threshold=self._threshold(),
         )
-        return Stepped(result, x0)
+        return Stepped(result.to(dtype), x0)
 
     def _noise(self, noise: Noise, table: Table, out: Tensor, place: Place) -> tuple[Tensor | None, Tensor | None]:
         """Return whose noise to draw in the kernel, or noise."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import diffusers
+import numpy as np
 import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput
 from diffusers.schedulers.scheduling_ddpm_parallel import DDPMParallelSchedulerOutput
@@ -13,6 +14,7 @@ from torch import Tensor
 from fastdiff.errors import InputError
 from fastdiff.integrations.diffusers import whole_loop
 from fastdiff.integrations.diffusers.adapter import Adapter, Generator, Noise, Seed
+from fastdiff.integrations.diffusers.levels import TINY
 from fastdiff.integrations.diffusers.preserving import Noised
 from fastdiff.integrations.diffusers.runs import Run
 from fastdiff.plan import Plan
@@ -78,8 +80,8 @@ class DDPM(Noised):
 
         Near clean data most digits of the levels' ratio are lost in it. So the ratio is rounded where diffusers rounds.
         """
-        alpha_bars = self._alpha_bars
-        return float(1 - (alpha_bars[time] / alpha_bars[land] if land >= 0 else alpha_bars[time]))
+        now, after = np.maximum(self._alpha_bars[[time, land]], TINY**2)  # both may be 0, as float32 ends somewhere
+        return float(1 - (now / after if land >= 0 else now))
 
 
 class DDPMScheduler(DDPM, Adapter, diffusers.DDPMScheduler):

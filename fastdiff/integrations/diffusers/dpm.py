@@ -126,8 +126,7 @@ class EDMDPMSolverMultistepScheduler(DPMSolver, diffusers.EDMDPMSolverMultistepS
 
     def scale_model_input(self, sample: Tensor, timestep: float | Tensor) -> Tensor:
         """Return the sample [B, ...] as the network is given it, `sample / sqrt(sigma^2 + sigma_data^2)`."""
-        run, row = self._place(timestep)
-        self.is_scale_input_called = True
+        run, row = self._place_of_input(timestep)
         return sample * self._level(float(run.sigmas[row]), math.nan).scale_in
 
     def _plan(self, run: Run, first: int) -> Plan:

@@ -37,11 +37,6 @@ class DPMSolverSDEScheduler(Halfway, Adapter, diffusers.DPMSolverSDEScheduler):
         stepped = self._take(model_output, timestep, sample, noise, s_noise=float(s_noise), one_path=one_path)
         return DPMSolverSDESchedulerOutput(*stepped) if return_dict else tuple(stepped)
 
-    @property
-    def state_in_first_order(self) -> bool:
-        """Whether the row to come is the first of its step."""
-        return not self._step_index or self._step_index % 2 == 0
-
     def _plan(self, run: Run, first: int, s_noise: float = 1.0, one_path: bool = True) -> Plan:
         rows, steps = self._steps(run, first)
         for step, middle in steps:

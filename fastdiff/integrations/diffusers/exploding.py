@@ -19,8 +19,7 @@ class Exploding(Adapter):
 
     def scale_model_input(self, sample: Tensor, timestep: float | Tensor) -> Tensor:
         """Return the sample [B, ...] as the network is given it at the timestep, scaled for its sigma."""
-        run, row = self._place(timestep)
-        self.is_scale_input_called = True
+        run, row = self._place_of_input(timestep)
         return sample * self._level(run, row).scale_in
 
     def _level(self, run: Run, row: int) -> Level:

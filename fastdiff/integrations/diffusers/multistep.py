@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastdiff.integrations.diffusers.adapter import Adapter, Place
 from fastdiff.integrations.diffusers.levels import prediction, x0_over
-from fastdiff.integrations.diffusers.runs import Run
+from fastdiff.integrations.diffusers.runs import Run, State
 from fastdiff.prediction import Parameterisation, Prediction
 from fastdiff.samplers.levels import Level
 from fastdiff.schedules import Array
@@ -22,10 +22,10 @@ class Multistep(Adapter):
     _else_at_last = True
     num_inference_steps: Any
 
-    def _place(self, timestep: float | Tensor) -> Place:
+    def _state(self, place: Place, sample: Tensor, options: dict[str, Any]) -> State:
         if self.num_inference_steps is None:
             raise ValueError("the number of inference steps is not set: call set_timesteps before step")
-        return super()._place(timestep)
+        return super()._state(place, sample, options)
 
     def _levels(self, run: Run, first: int) -> list[Level]:
         """Return the levels of the run from a row on, and the one that the last step lands on."""

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from fastdiff.integrations.diffusers.tables import Table
@@ -39,13 +40,21 @@ class State:
         self.table, self.options, self.first, self.row = table, options, first, first
         self.y = sample.to(table.dtype, copy=True) if plan.has_anchor else None
         slots = (plan.history_slots, *sample.shape)
-        self.history = sample.new_zeros(slots, dtype=table.dtype) if plan.history_slots else None
+        self.history: Tensor | list[Tensor] | None = None
+        if plan.history_slots:
+            self.history = sample.new_zeros(slots, dtype=table.dtype)
         self._thread = threading.get_ident()
         self._last: weakref.ref[Tensor] | None = None
 
     def fits(self, sample: Tensor) -> int:
         """Return how surely a sample is of this loop: it is what the last step returned, or it comes in its thread."""
         return 2 * (self._last is not None and self._last() is sample) + (self._thread == threading.get_ident())
+
+    def differentiate(self, table: Table) -> None:
+        """Let the loop go on with another table, in buffers of its dtype, so that no gradient's are overwritten."""
+        self.table = table
+        self.y = None if self.y is None else self.y.to(table.dtype, copy=True)
+        self.history = None if self.history is None else [slot.to(table.dtype, copy=True) for slot in self.history]
 
     def advance(self, row: int, sample: Tensor) -> None:
         """Note that a row is done, and what its step returns."""
@@ -63,19 +72,25 @@ class Run:
     """
 
     def __init__(self, scheduler: object, values: Mapping[str, Any]) -> None:
-        self.values, self.times = dict(values), [0.0]
+        self.values: dict[str, Any] = dict(values)
+        self.times: list[float] = []
         self.states: list[State] = []
         self.tables: dict[Any, tuple[Table, object]] = {}
         self._scheduler = weakref.ref(scheduler)
-        self._begins_at = 0
+        self._begins_at, self._kind = 0, torch.empty(0)
         self._copied: tuple[Tensor, Tensor] | None = None
 
     def take(self, timesteps: Tensor) -> None:
         """Take timesteps [rows], each of which will know the run."""
         # The storage holds the run, which must not hold the storage: neither would ever be freed.
         self.times, self._begins_at = timesteps.tolist(), int(timesteps.storage_offset())
+        self._kind = timesteps.new_empty(0)
         if timesteps.ndim == 1 and timesteps.is_contiguous():
             setattr(timesteps.untyped_storage(), _RUN, self)
+
+    def timesteps(self) -> Tensor | None:
+        """Return the timesteps anew, or None where there are none; they are found by their values."""
+        return self._kind.new_tensor(self.times) if self.times else None
 
     @property
     def sigmas(self) -> Array:

@@ -27,6 +27,13 @@ from fastdiff.samplers.stages import Step, add_heun, add_midpoint, ancestral
 class Paired(Exploding):
     """A scheduler whose steps have two rows each, but the last, onto clean data, has one."""
 
+    _step_index: int | None
+
+    @property
+    def state_in_first_order(self) -> bool:
+        """Whether the row to come is the first of its step."""
+        return not self._step_index or self._step_index % 2 == 0
+
     def _take(
         self, model_output: Tensor, timestep: float | Tensor, sample: Tensor, noise: Noise, **options: Any
     ) -> Stepped:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastdiff import noise as noises
 from fastdiff.loop import for_each_sample
-from fastdiff.ops import dispatch, reference
+from fastdiff.ops import dispatch
 from fastdiff.plan import Plan
 
 
@@ -63,23 +63,21 @@ class Table:
         copy: Tensor | None = None,
         variance: Tensor | None = None,
         y: Tensor | None = None,
-        history: Tensor | None = None,
+        history: Tensor | list[Tensor] | None = None,
         x0: Tensor | None = None,
         threshold: tuple[float, float] | None = None,
     ) -> None:
         """Carry out rows in place, as the op `step`; `copy` takes the new state too, in its own dtype.
 
-        `threshold` is the quantile of |x0| beyond which x0 is cut and scaled back, and the largest such bound. Where a
-        gradient is wanted the step is plain torch, as kernels have none.
+        `threshold` is the quantile of |x0| beyond which x0 is cut and scaled back, and the largest such bound. Steps in
+        float64 are plain torch, and can be differentiated.
         """
-        wanted = torch.is_grad_enabled() and (x.requires_grad or out.requires_grad)
-        ops = reference if wanted else self._ops
-        limit = None
+        ops, limit = self._ops, None
         if threshold is not None:
             unguided = (None, None, None, None)
             limit = ops.threshold(x, out, self._values, self.layout, row, *unguided, threshold[0])
             limit.clamp_(max=threshold[1])
-        plain = type(x) is type(out) is Tensor and not wanted
+        plain = type(x) is type(out) is Tensor
         (ops.step_directly if plain else ops.step)(
             *(x, out, self._values, self.layout, row, None, None, key, copy, None),
             *(variance, None, limit, y, history, z, x0),
