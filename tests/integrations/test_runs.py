@@ -80,6 +80,25 @@ def test_interleaved_loops_of_one_run(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_loops_in_turns_with_new_tensors(name: str) -> None:
+    """Nor need the states be the same tensors, where loops keep their order, as the views of a panorama do.
+
+    Around each of its views a panorama puts back the scheduler's attributes, as it had copied them.
+    """
+    shared = getattr(ours, name)()
+    walks = [Walk(shared, 6, 1), Walk(shared, None, 2), Walk(shared, None, 3)]
+    kept = [copy.deepcopy(vars(shared)) for _ in walks]
+    for _ in range(len(walks[0].timesteps)):
+        for k, walk in enumerate(walks):
+            vars(shared).update(kept[k])
+            walk.x = walk.x.clone()
+            walk.step()
+            kept[k] = vars(shared)
+    for seed, walk in enumerate(walks, start=1):
+        assert torch.equal(walk.x, alone(name, 6, seed))
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_threads_share_a_scheduler(name: str) -> None:
     """Each thread's loop waits for the other's at every step, so that they are in each other's way if they can be."""
     shared, barrier = getattr(ours, name)(), threading.Barrier(2, timeout=60)

@@ -112,14 +112,10 @@ class Adapter:
     def _runs(self) -> Runs:
         return Runs(Run(self, {}))
 
-    @functools.cached_property
-    def _tables(self) -> dict[Any, tuple[Table, object]]:
-        return {}
-
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy holds: the run that is shown, without the loops at work."""
         run, timesteps = self._runs.shown
-        held = {name: value for name, value in vars(self).items() if name not in ("_runs", "_tables")}
+        held = {name: value for name, value in vars(self).items() if name != "_runs"}
         return {**held, "_run": (run.values, timesteps)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -245,11 +241,12 @@ class Adapter:
         if key not in run.tables:
             sigmas = run.sigmas.tobytes() if run.values.get("sigmas") is not None else b""
             of_levels = *key, tuple(run.times), sigmas, run.values.get("num_inference_steps")
-            found = self._tables.get(of_levels)
+            tables = self._runs.tables
+            found = tables.get(of_levels)
             if found is None:
-                if len(self._tables) >= _MOST_TABLES:
-                    self._tables.clear()
-                found = self._tables[of_levels] = Table(self._plan(run, first, **options), device, dtype), made_of
+                if len(tables) >= _MOST_TABLES:
+                    tables.clear()
+                found = tables[of_levels] = Table(self._plan(run, first, **options), device, dtype), made_of
             run.tables[key] = found
         return run.tables[key][0]
 

@@ -124,9 +124,12 @@ class Run:
         return rows[min(1, len(rows) - 1)] if rows else None
 
     def state(self, row: int, sample: Tensor) -> State | None:
-        """Return the state of the loop that asks for a row, or None for one that begins."""
+        """Return the state of the loop that asks for a row, or None for one that begins.
+
+        Of loops that fit alike it is the one that began first, as loops that take turns keep their order.
+        """
         waiting = [state for state in self.states if state.row == row]
-        return max(reversed(waiting), key=lambda state: state.fits(sample)) if waiting else None
+        return max(waiting, key=lambda state: state.fits(sample)) if waiting else None
 
     def begins(self, state: State) -> None:
         """Take in the state of a loop that begins; of loops that were never ended only the latest are kept."""
@@ -154,11 +157,19 @@ class Runs:
     """The run that the attributes of a scheduler show in each thread, with its timesteps.
 
     A thread that has begun none sees the one that was begun last.
+
+    Attributes:
+        tables: of the plans of all runs, by what they were made of.
     """
 
     def __init__(self, run: Run) -> None:
         self._of_thread = threading.local()
         self._latest: tuple[Run, Tensor | None] = run, None
+        self.tables: dict[Any, tuple[Table, object]] = {}
+
+    def __deepcopy__(self, memo: object) -> Runs:
+        """Return these: who copies a scheduler's attributes to put them back later finds its loops as they are then."""
+        return self
 
     @property
     def shown(self) -> tuple[Run, Tensor | None]:
