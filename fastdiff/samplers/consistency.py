@@ -107,7 +107,7 @@ def add_tcd(rows: Rows, now: Level, s: Level, after: Level, **columns: float) ->
     """Add the row of a step by DDIM to the level s and by noise from there to another, with further columns."""
     share = after.alpha / s.alpha
     noise = math.sqrt(step_variance(after, s))
-    rows.add(*(now, None, after), c0=after.alpha, ce=share * s.sigma, cz=noise, **columns)
+    rows.add(now, None, after, c0=after.alpha, ce=share * s.sigma, cz=noise, **columns)
 
 
 def _distilled_rows(schedule: Schedule, steps: int, original_steps: int, options: Options) -> Rows:

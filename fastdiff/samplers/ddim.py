@@ -65,12 +65,8 @@ def ddim(
 def add_ddim(rows: Rows, at: Level, now: Level, after: Level, eta: float | str) -> None:
     """Add the row of a step from a state at the level `at`, as if it were at `now`, to another; see `ddim`."""
     direction, noise = _variances(now, after, eta)
-    rows.add(
-        *(at, now, after),
-        c0=after.alpha,
-        ce=math.sqrt(max(after.sigma**2 - direction, 0.0)),
-        cz=math.sqrt(noise),
-    )
+    keeps = math.sqrt(max(after.sigma**2 - direction, 0.0))
+    rows.add(at, now, after, c0=after.alpha, ce=keeps, cz=math.sqrt(noise))
 
 
 def _variances(now: Level, after: Level, eta: float | str) -> tuple[float, float]:

@@ -80,10 +80,5 @@ def add_ddpm(rows: Rows, now: Level, after: Level, variance: str, beta: float | 
     beta = step_variance(now, after) if beta is None else beta
     share = (after.sigma / now.sigma) ** 2
     noise = _VARIANCES[variance](max(beta * share, _LEAST), beta)
-    rows.add(
-        *(now, None, after),
-        cx=now.alpha / after.alpha * share,
-        c0=after.alpha * beta / now.sigma**2,
-        **noise,
-        **columns,
-    )
+    state = {"cx": now.alpha / after.alpha * share, "c0": after.alpha * beta / now.sigma**2}
+    rows.add(now, None, after, **state, **noise, **columns)

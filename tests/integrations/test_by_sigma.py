@@ -31,6 +31,8 @@ NOISY: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     **dict.fromkeys(DPM_SOLVERS, ({"algorithm_type": "sde-dpmsolver++"}, {})),
 }
 NAMES = [*NOISY, "HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "LMSDiscreteScheduler"]
+# A schedule that is soon set up: some of the schedulers begin with all its levels.
+SHORT = {"num_train_timesteps": 100}
 TWO_STAGES = [name for name in NAMES if "Heun" in name or "KDPM2" in name]
 NOT_BY_INDEX = [name for name in NOISY if "KDPM2" not in name and name not in DPM_SOLVERS]
 # Diffusers turns tensors into arrays in a way of before numpy 2, and asks for `scale_model_input` to be called.
@@ -40,7 +42,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array", "ignore:The `scale_mod
 def noisy(name: str) -> tuple[tuple[Any, Any], dict[str, Any]]:
     """Ours and theirs, made to draw noise where they can, and the options of their steps."""
     config, step = NOISY.get(name, ({}, {}))
-    return pair(name, **config), step
+    return pair(name, **config, **SHORT), step
 
 
 def seeded(scheduler: Any, *args: Any, **kwargs: Any) -> list[Tensor]:
@@ -55,7 +57,7 @@ def stepped(scheduler: Any, t: Any, dtype: torch.dtype = torch.float32, **step: 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_signature_and_result(name: str) -> None:
-    mine, theirs = pair(name)
+    mine, theirs = pair(name, **SHORT)
     known, taken = (inspect.signature(scheduler.step).parameters for scheduler in (theirs, mine))
     assert {key: p.default for key, p in taken.items() if key != "seed"} == {k: p.default for k, p in known.items()}
     assert list(taken) == [*known, "seed"]
@@ -76,7 +78,7 @@ def test_signature_and_result(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_shows_between_scaling_and_stepping(name: str) -> None:
-    both = pair(name)
+    both = pair(name, **SHORT)
     for scheduler in both:
         scheduler.set_timesteps(5)
     for t in both[0].timesteps:
@@ -164,7 +166,7 @@ def walk(scheduler: Any, read: Callable[[Tensor], Any], **step: Any) -> list[Ten
 
 @pytest.mark.parametrize("name", TWO_STAGES)
 def test_a_step_of_two_rows_is_begun_with_the_first(name: str) -> None:
-    mine, _ = pair(name)
+    mine, _ = pair(name, **SHORT)
     with pytest.raises(InputError, match="begin with the first, at index 2"):
         states(mine, 10, first=3)
 
@@ -172,7 +174,7 @@ def test_a_step_of_two_rows_is_begun_with_the_first(name: str) -> None:
 @pytest.mark.parametrize("name", NOT_BY_INDEX)
 @pytest.mark.parametrize("index", [0, torch.tensor(0), torch.tensor(0, dtype=torch.int32)])
 def test_an_index_is_no_timestep(name: str, index: int | Tensor) -> None:
-    mine, theirs = pair(name)
+    mine, theirs = pair(name, **SHORT)
     for scheduler in (mine, theirs):
         scheduler.set_timesteps(5)
         with pytest.raises(ValueError, match="index|indices"):
@@ -182,7 +184,7 @@ def test_an_index_is_no_timestep(name: str, index: int | Tensor) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_configurations_go_both_ways(name: str) -> None:
     """Ours is made from diffusers' configuration and gives the same back, saved or not."""
-    _, theirs = pair(name)
+    _, theirs = pair(name, **SHORT)
     mine = getattr(ours, name).from_config(theirs.config)
     assert dict(mine.config) == {**theirs.config, "_use_default_values": mine.config["_use_default_values"]}
     with tempfile.TemporaryDirectory() as folder:
@@ -194,7 +196,7 @@ def test_configurations_go_both_ways(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in DPM_SOLVERS])
 def test_before_set_timesteps_and_copies(name: str) -> None:
     """A new scheduler has all training levels, and a copy has what was set."""
-    mine, theirs = pair(name, num_train_timesteps=60)
+    mine, theirs = pair(name, **SHORT)
     assert torch.equal(mine.timesteps, theirs.timesteps)
     # Flow matching's has no level behind the last one then.
     found, expected = (

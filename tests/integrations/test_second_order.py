@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from itertools import product
+from itertools import cycle, product
 from typing import Any
 
 import pytest
@@ -23,7 +23,7 @@ SIGMAS: list[dict[str, Any]] = [
     {"beta_schedule": "scaled_linear", "steps_offset": 1},
 ]
 # A schedule that is soon set up: these schedulers begin with all its levels.
-SHORT = {"num_train_timesteps": 250, "beta_start": 0.004, "beta_end": 0.08}
+SHORT = {"num_train_timesteps": 100, "beta_start": 0.01, "beta_end": 0.2}
 # Diffusers turns tensors into arrays in a way of before numpy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array")
 
@@ -32,9 +32,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array")
     ("name", "predicts"),  # diffusers refuses "sample" where the slope is taken halfway
     [*product(NAMES, ["epsilon", "v_prediction"]), (HEUN, "sample")],
 )
-@pytest.mark.parametrize("spacing", SPACINGS)
-def test_every_state(name: str, predicts: str, spacing: str) -> None:
-    for sigmas, (steps, first) in zip(SIGMAS, [(5, 0), (13, 6), (9, 0), (17, 0), (8, 4)], strict=True):
+def test_every_state(name: str, predicts: str) -> None:
+    """At every second pair of sigmas and spacing."""
+    pairs = list(product(SIGMAS, SPACINGS))[::2]
+    for (sigmas, spacing), (steps, first) in zip(pairs, cycle([(5, 0), (13, 6), (9, 0), (17, 0), (8, 4)])):
         config = {"prediction_type": predicts, "timestep_spacing": spacing, **sigmas, **SHORT}
         mine, theirs = pair(name, **config)
         found, expected = (states(scheduler, steps, first=first) for scheduler in (mine, theirs))
@@ -64,7 +65,8 @@ def test_ancestral_over_wide_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 
     In float64 it is ours to the tolerance.
     """
-    config = {"prediction_type": "v_prediction", "use_beta_sigmas": True, **SHORT}
+    levels = {"num_train_timesteps": 250, "beta_start": 0.004, "beta_end": 0.08}
+    config = {"prediction_type": "v_prediction", "use_beta_sigmas": True, **levels}
     mine, theirs = pair(ANCESTRAL, **config)
     found, rounded = (states(scheduler, 8) for scheduler in (mine, theirs))
     module = importlib.import_module(type(theirs).__module__)

@@ -24,7 +24,10 @@ _FEW_STEPS = 15
 
 
 def misprinted(square: Mean) -> Mean:
-    """Return what diffusers has for E[theta^2], or a part of it, in the SDE: `- 1/2` stands there for `+ 1/2`."""
+    """Return what diffusers has for E[theta^2], or a part of it, in the SDE.
+
+    At a rate r its coefficient is `(1 - e^-r - r) / r^2 - 1/2`. With `+ 1/2` it were `(1 - e^-r) E[theta^2] / 2`.
+    """
 
     def of(rate: float) -> float:
         return square(rate) * (1 - 2 / ((1 - math.exp(-rate)) * moment(2, rate)))

@@ -114,10 +114,11 @@ class PNDMScheduler(Adapter, diffusers.PNDMScheduler):
         return carry, after.sigma - carry * now.sigma
 
     def _columns(self, steps: _Steps, count: int, carry: float, slope: float) -> dict[str, Any]:
+        """Return the columns of a row, be it a stage of Runge-Kutta or a multistep step."""
         if count >= len(steps.begun_by):
             return steps.multistep(count, carry, slope)
-        whole, gain = self._transfer(*steps.whole(count))
-        return steps.stage(count, carry, slope, gain / whole)
+        kept, gained = self._transfer(*steps.whole(count))
+        return steps.stage(count, carry, slope, gained / kept)
 
 
 class _Steps(NamedTuple):

@@ -33,10 +33,8 @@ class SASolverScheduler(Multistep, diffusers.SASolverScheduler):
         seed: Seed | None = None,
     ) -> SchedulerOutput | tuple[Tensor]:
         """Step to the next timestep; with `seed` the noise is the project's own."""
-        options = {"tau_func": self.tau_func}
-        found = self._step(
-            *(model_output, timestep, sample, Noise(generator, seed), options), dtype=sample.dtype
-        ).sample
+        noise, options = Noise(generator, seed), {"tau_func": self.tau_func}
+        found = self._step(model_output, timestep, sample, noise, options, dtype=sample.dtype).sample
         return SchedulerOutput(prev_sample=found) if return_dict else (found,)
 
     def _always_draws(self, row: int, run: Run) -> bool:

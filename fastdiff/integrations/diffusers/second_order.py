@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import diffusers
 import torch
@@ -48,7 +48,8 @@ class Paired(Exploding):
             raise InputError(f"row {first} is the second of a step: begin with the first, at index {first - 1}")
         begins = range(first, len(run.times), 2)
         rows = Rows(
-            *(EXPLODING, None),
+            EXPLODING,
+            None,
             levels=[*(self._level(run, row) for row in begins), self._level(run, len(run.times))],
             clip=self.config.clip_sample_range if self.config.get("clip_sample") else None,
             prediction=prediction(self.config.prediction_type),
@@ -80,8 +81,10 @@ class TwoStages(Paired):
         return rows.plan()
 
 
-class HeunDiscreteScheduler(TwoStages, Adapter, diffusers.HeunDiscreteScheduler):
-    __doc__ = diffusers.HeunDiscreteScheduler.__doc__
+class Noiseless(TwoStages):
+    """A scheduler whose steps are those of an ODE alone."""
+
+    _output: ClassVar[type]
 
     def step(
         self,
@@ -91,30 +94,23 @@ class HeunDiscreteScheduler(TwoStages, Adapter, diffusers.HeunDiscreteScheduler)
         return_dict: bool = True,
         *,
         seed: Seed | None = None,
-    ) -> HeunDiscreteSchedulerOutput | tuple[Tensor, Tensor]:
+    ) -> Any:
         """Carry out a row, of which each step but the last has two; the arguments are those of diffusers' class."""
         stepped = self._take(model_output, timestep, sample, Noise(seed=seed))
-        return HeunDiscreteSchedulerOutput(*stepped) if return_dict else tuple(stepped)
+        return self._output(*stepped) if return_dict else tuple(stepped)
+
+
+class HeunDiscreteScheduler(Noiseless, Adapter, diffusers.HeunDiscreteScheduler):
+    __doc__ = diffusers.HeunDiscreteScheduler.__doc__
+    _output = HeunDiscreteSchedulerOutput
 
     def _add_step(self, rows: Rows, step: Step, middle: Level) -> None:
         add_heun(rows, step)
 
 
-class KDPM2DiscreteScheduler(Halfway, TwoStages, Adapter, diffusers.KDPM2DiscreteScheduler):
+class KDPM2DiscreteScheduler(Halfway, Noiseless, Adapter, diffusers.KDPM2DiscreteScheduler):
     __doc__ = diffusers.KDPM2DiscreteScheduler.__doc__
-
-    def step(
-        self,
-        model_output: Tensor,
-        timestep: float | Tensor,
-        sample: Tensor,
-        return_dict: bool = True,
-        *,
-        seed: Seed | None = None,
-    ) -> KDPM2DiscreteSchedulerOutput | tuple[Tensor, Tensor]:
-        """Carry out a row, of which each step but the last has two; the arguments are those of diffusers' class."""
-        stepped = self._take(model_output, timestep, sample, Noise(seed=seed))
-        return KDPM2DiscreteSchedulerOutput(*stepped) if return_dict else tuple(stepped)
+    _output = KDPM2DiscreteSchedulerOutput
 
     def _add_step(self, rows: Rows, step: Step, middle: Level) -> None:
         add_midpoint(rows, step, middle)

@@ -18,7 +18,7 @@ class Table:
 
     Attributes:
         plan: the plan.
-        layout: its columns as bits.
+        layout: the columns of a step as bits.
         dtype: that of the state, float32 or float64.
         draws: for each row, whether it adds noise.
         ever_draws, learns_variance: whether any does, and whether by a learned variance.
@@ -28,11 +28,11 @@ class Table:
         """Put a plan on a device; `values` [rows, columns] are its numbers where those are known there alone."""
         # The step's own copy in another dtype is the state; the model's input is the scheduler's to scale.
         columns = {name: plan.column(name) for name in plan.columns if name != "scale_in"}
-        self.plan = Plan.build(plan.name, plan.t, columns, stores=plan.stores)
-        self.layout = self.plan.layout
-        self.draws = ((self.plan.column("cz") != 0) | (self.plan.column("dz") != 0)).tolist()
-        self.ever_draws, self.learns_variance = self.plan.draws_noise, self.plan.learns_variance
-        numbers = torch.from_numpy(self.plan.table.copy()) if values is None else values
+        steps = Plan.build(plan.name, plan.t, columns, stores=plan.stores)
+        self.plan, self.layout = plan, steps.layout
+        self.draws = ((plan.column("cz") != 0) | (plan.column("dz") != 0)).tolist()
+        self.ever_draws, self.learns_variance = plan.draws_noise, plan.learns_variance
+        numbers = torch.from_numpy(steps.table.copy()) if values is None else values
         self._values = numbers.to(device=device, dtype=dtype)
         self.dtype, self._ops = dtype, dispatch.backend("auto", device, dtype)
         self._rows: dict[int, tuple[Tensor, ...]] = {}

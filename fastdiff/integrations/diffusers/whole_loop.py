@@ -111,11 +111,11 @@ class WholeLoop:
     given: Tensor | None = dataclasses.field(default=None, init=False)
     condition: Mapping[str, Any] = dataclasses.field(default_factory=dict, init=False)
 
-    def run(self, scheduler: Adapter, place: Place, x: Tensor, noise: Noise, options: Mapping[str, Any]) -> Tensor:
+    def run(self, scheduler: Adapter, place: Place, x: Tensor, noise: Noise, options: dict[str, Any]) -> Tensor:
         """Return the last state of the loop that begins at a place with x, as `Adapter._step` is given it."""
         assert self.network is not None  # the pipeline asked it before the step
         self.done = True
-        plan = self._plan(scheduler, place, options)
+        plan = self._plan(scheduler, place, options, x.device)
         start = x.chunk(2)[0] if self.doubled else x
         cond, uncond = self._conditions(start)
         seed = scheduler.seed if noise.seed is None and noise.generator is None else noise.seed
@@ -137,12 +137,12 @@ class WholeLoop:
         ).to(x.dtype)
         return torch.cat([result, result]) if self.doubled else result
 
-    def _plan(self, scheduler: Adapter, place: Place, options: Mapping[str, Any]) -> Plan:
+    def _plan(self, scheduler: Adapter, place: Place, options: dict[str, Any], device: torch.device) -> Plan:
         """Return the plan of the rows from a place on, with the pipeline's own times."""
         run, row = place
         if scheduler.config.get("thresholding") and scheduler.config.sample_max_value > 1:
             raise InputError("loop=True has no largest bound of dynamic thresholding: use accelerate(pipe) alone")
-        plan = scheduler._plan(run, row, **options)
+        plan = scheduler._table(run, row, options, device, torch.float32).plan  # kept for later calls
         if self.doubled and "scale_in" in plan.columns:
             name = type(scheduler).__name__
             raise InputError(f"diffusers' DiT pipeline steps from {name}'s scaled state: use accelerate(pipe) alone")
