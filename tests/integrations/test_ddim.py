@@ -199,9 +199,10 @@ def test_any_timestep_in_any_order() -> None:
     assert not mine._runs.shown[0].states
 
 
-def test_levels_are_known_where_diffusers_has_moved_them() -> None:
+@pytest.mark.parametrize("name", ["DDIMScheduler", "DDPMScheduler", "LCMScheduler", "PNDMScheduler", "TCDScheduler"])
+def test_levels_are_known_where_diffusers_has_moved_them(name: str) -> None:
     """`add_noise` puts them on the samples' device, here one that nothing can be read from."""
-    mine, _ = pair("DDIMScheduler")
+    mine, _ = pair(name)
     expected = states(mine, 5)
     nowhere = normals(0).to("meta")
     mine.add_noise(nowhere, nowhere, torch.tensor([10, 20]))

@@ -223,3 +223,18 @@ def test_levels_that_a_user_changes_count() -> None:
     assert not torch.equal(after, before)
     # Float32 on both sides.
     torch.testing.assert_close(after, Walk(other, 5, 1).finish(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_output_in_float64(name: str) -> None:
+    """A network may answer in a higher precision than its input's; the state stays float32."""
+    found = []
+    for library in (ours, diffusers):
+        scheduler = getattr(library, name)()
+        scheduler.set_timesteps(4)
+        t, x = scheduler.timesteps[0], normals(1)
+        out = network(scheduler.scale_model_input(x, t), t).double()
+        torch.manual_seed(1)
+        found.append(scheduler.step(out, t, x).prev_sample)
+    # Float32 against diffusers' float64.
+    torch.testing.assert_close(found[0].double(), found[1].double(), rtol=1e-4, atol=1e-4)

@@ -276,7 +276,9 @@ class Adapter:
             key, z = self._noise(noise, table, out, place)
         elif table.ever_draws:
             z = x  # its coefficient is 0 in this row
-        result = torch.empty_like(x, dtype=dtype) if dtype != table.dtype == torch.float32 else x
+        out = out.to(table.dtype) if out.dtype == torch.float64 else out
+        rounds = table.dtype == torch.float32 and dtype.itemsize < 4  # the step does it in the same pass
+        result = torch.empty_like(x, dtype=dtype) if rounds else x
         x0 = torch.empty_like(x, dtype=torch.promote_types(sample.dtype, torch.float32)) if keeps_x0 else None
         table.step(
             *(x, out, table.rows(row, batch)),

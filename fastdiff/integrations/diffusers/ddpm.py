@@ -15,7 +15,7 @@ from fastdiff.errors import InputError
 from fastdiff.integrations.diffusers import whole_loop
 from fastdiff.integrations.diffusers.adapter import Adapter, Generator, Noise, Seed
 from fastdiff.integrations.diffusers.levels import TINY
-from fastdiff.integrations.diffusers.preserving import Noised
+from fastdiff.integrations.diffusers.preserving import Noised, Preserving
 from fastdiff.integrations.diffusers.runs import Run
 from fastdiff.plan import Plan
 from fastdiff.samplers.ddpm import LEARNED, add_ddpm
@@ -27,7 +27,7 @@ _SQUARE_ROOT = {"cz": 1.0, "cv": 0.5}
 _LEAST_LOGARITHM = -200.0
 
 
-class DDPM(Noised):
+class DDPM(Noised, Preserving):
     """What the schedulers share that step to the posterior at the next timestep of the run."""
 
     _of_run = (*Adapter._of_run, "custom_timesteps")

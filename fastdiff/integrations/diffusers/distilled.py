@@ -18,7 +18,7 @@ from fastdiff.errors import number
 from fastdiff.integrations.diffusers.adapter import Adapter, Generator, Noise, Place, Seed, Stepped
 from fastdiff.integrations.diffusers.exploding import Exploding, refuse_index
 from fastdiff.integrations.diffusers.levels import EXPLODING
-from fastdiff.integrations.diffusers.preserving import Noised, RowByRow
+from fastdiff.integrations.diffusers.preserving import Noised, Preserving, RowByRow
 from fastdiff.integrations.diffusers.runs import Run, State
 from fastdiff.plan import Plan
 from fastdiff.prediction import consistency
@@ -27,7 +27,7 @@ from fastdiff.samplers.levels import CLEAN, Level
 from fastdiff.samplers.rows import Rows
 
 
-class Jumping(Noised):
+class Jumping(Noised, Preserving):
     """A scheduler that jumps to a level and noises from there; where it jumped to is left in the anchor."""
 
     num_inference_steps: Any

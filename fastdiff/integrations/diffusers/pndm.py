@@ -13,7 +13,8 @@ from torch import Tensor
 from fastdiff import prediction as predictions
 from fastdiff.errors import InputError
 from fastdiff.integrations.diffusers.adapter import Adapter, Noise, Seed
-from fastdiff.integrations.diffusers.levels import PRESERVING, prediction, variance_preserving
+from fastdiff.integrations.diffusers.levels import PRESERVING, prediction
+from fastdiff.integrations.diffusers.preserving import Noised
 from fastdiff.integrations.diffusers.runs import Run
 from fastdiff.plan import Plan
 from fastdiff.prediction import Prediction
@@ -27,7 +28,7 @@ _SCRATCH = _KEPT  # of the second stage of Runge-Kutta
 _STAGES = 4
 
 
-class PNDMScheduler(Adapter, diffusers.PNDMScheduler):
+class PNDMScheduler(Noised, Adapter, diffusers.PNDMScheduler):
     __doc__ = diffusers.PNDMScheduler.__doc__
     _of_run = (
         *(*Adapter._of_run, "_timesteps", "prk_timesteps", "plms_timesteps"),
@@ -97,8 +98,8 @@ class PNDMScheduler(Adapter, diffusers.PNDMScheduler):
             rows.add(levels[count], None, self._level(ends[1]), **columns)
         return rows.plan(stores="eps", init_scale=1.0)
 
-    def _level(self, time: int) -> Level:
-        return variance_preserving(float(self.alphas_cumprod[time] if time >= 0 else self.final_alpha_cumprod), time)
+    def _level(self, time: int, beyond: float | None = None) -> Level:
+        return super()._level(time, float(self.final_alpha_cumprod) if beyond is None else beyond)
 
     def _outputs(self, alpha: Array, sigma: Array) -> Prediction:
         """Return the coefficients with the network's output for eps: it is outputs that diffusers combines."""

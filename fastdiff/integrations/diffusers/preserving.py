@@ -38,7 +38,7 @@ class RowByRow(Adapter):
         return Stepped(after, None if x0 is None else x0.to(dtype))
 
 
-class Preserving(RowByRow):
+class ByTimestep(Adapter):
     """A scheduler whose levels are those of `alphas_cumprod`, by timestep."""
 
     _copied: tuple[Tensor, NDArray[np.floating[Any]]] | None = None
@@ -53,6 +53,21 @@ class Preserving(RowByRow):
         if self._copied is None or self._copied[0] is not self.alphas_cumprod:
             self._copied = self.alphas_cumprod, self.alphas_cumprod.numpy(force=True)
         return self._copied[1]
+
+
+class Noised(ByTimestep):
+    """A scheduler that adds noise, for which diffusers puts `alphas_cumprod` on the samples' device."""
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Return samples [B, ...] with noise added for their timesteps [B], as diffusers' class does."""
+        alpha_bars = self._alpha_bars
+        noised: Tensor = super().add_noise(original_samples, noise, timesteps)  # type: ignore[misc]
+        self._copied = self.alphas_cumprod, alpha_bars  # a step need not wait for the device to know them
+        return noised
+
+
+class Preserving(ByTimestep, RowByRow):
+    """A scheduler of such levels, whose x0 is found and bounded as the configuration says."""
 
     def _rows(self, steps: list[tuple[Level, Level]], rederive_eps: bool = False) -> Rows:
         """Return rows to fill for steps from a level to another; x0 is found and bounded as the configuration says."""
@@ -78,14 +93,3 @@ class Preserving(RowByRow):
         rows = timesteps.to(x.device, torch.int64).reshape(-1).expand(len(x)).contiguous()
         table.step(x, model_output[:, : sample.shape[1]], rows, threshold=self._threshold())
         return x
-
-
-class Noised(Preserving):
-    """A scheduler that adds noise, for which diffusers puts `alphas_cumprod` on the samples' device."""
-
-    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """Return samples [B, ...] with noise added for their timesteps [B], as diffusers' class does."""
-        alpha_bars = self._alpha_bars
-        noised: Tensor = super().add_noise(original_samples, noise, timesteps)  # type: ignore[misc]
-        self._copied = self.alphas_cumprod, alpha_bars  # a step need not wait for the device to know them
-        return noised
