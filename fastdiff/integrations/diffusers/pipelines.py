@@ -63,8 +63,9 @@ class Looped:
         Raises:
             InputError: a callback is to be called after each step, or what the loop cannot do was asked for.
         """
-        given = inspect.signature(super().__call__).bind(*args, **kwargs).arguments  # type: ignore[misc]
-        asked = {**given, **given.get("kwargs", {})}
+        given = inspect.signature(super().__call__).bind(*args, **kwargs)  # type: ignore[misc]
+        given.apply_defaults()
+        asked = {**given.arguments, **given.arguments.get("kwargs", {})}
         for name in ("callback_on_step_end", "callback"):
             if asked.get(name) is not None:
                 raise InputError(f"{name} cannot be called within a whole loop: use accelerate(pipe) without loop=True")
@@ -125,7 +126,7 @@ class _DiT(Looped):
     transformer = _Component("transformer")
 
     def _loop(self, asked: Mapping[str, Any], loop: WholeLoop) -> WholeLoop:
-        loop.guidance = asked.get("guidance_scale", 4.0)
+        loop.guidance = asked["guidance_scale"]
         loop.conditional_first, loop.doubled = True, loop.guidance > 1
         return loop
 
